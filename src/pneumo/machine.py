@@ -1,0 +1,156 @@
+"""What this machine gives to this process: cores, CPU model, SIMD, memory, and the limits of its control groups."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+SIMD = (
+    ("sse2", "SSE2"),
+    ("avx", "AVX"),
+    ("avx2", "AVX2"),
+    ("fma", "FMA"),
+    ("f16c", "F16C"),
+    ("avx512f", "AVX-512F"),
+    ("avx512_bf16", "AVX-512 BF16"),
+    ("amx_bf16", "AMX BF16"),
+    ("asimd", "NEON"),
+    ("sve", "SVE"),
+)
+UNLIMITED_BYTES = 1 << 60  # version 1 of the control groups writes a huge number for "no limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of the control groups that hold this process; None means that there is no limit."""
+
+    version: int | None
+    cpus: float | None
+    memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machine as this process sees it; `affinity` are the logical CPUs that it may run on."""
+
+    host: str
+    cpu: str
+    simd: tuple[str, ...]
+    logical_cpus: int
+    physical_cores: int
+    affinity: tuple[int, ...]
+    usable_cores: int
+    memory_bytes: int
+    limits: Limits
+
+
+def read(path: str | Path) -> str | None:
+    """The text of a file of /proc or /sys without the white space around it, or None where it cannot be read."""
+    try:
+        return Path(path).read_text(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def affinity() -> tuple[int, ...]:
+    """The logical CPUs that this process may run on now; read it before torch is imported, which may shrink it."""
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def group_folders(proc: str | Path = "/proc/self/cgroup", root: str | Path = "/sys/fs/cgroup") -> dict[str, list[Path]]:
+    """The folders of this process's control groups by controller ("" for version 2), innermost first, up to the root.
+
+    In a container the path in /proc may be the host's and not be visible: then only the root remains.
+    """
+    folders: dict[str, list[Path]] = {}
+    for line in (read(proc) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in controllers.split(","):
+            bases = [Path(root, controllers), Path(root, controller)] if controller else [Path(root), Path(root, "unified")]
+            base = next((base for base in bases if base.is_dir()), None)
+            if base is None:
+                continue
+            inner = base / path.lstrip("/")
+            above = [inner, *inner.parents]
+            folders[controller] = [folder for folder in above if folder.is_relative_to(base) and folder.is_dir()]
+    return folders
+
+
+def smallest(values: list[float | None]) -> float | None:
+    """The smallest of the limits that exist, or None."""
+    return min((value for value in values if value is not None), default=None)
+
+
+def quota_cores(folder: Path) -> float | None:
+    """The CPU quota of one control group in cores, or None: `cpu.max` (version 2) or `cpu.cfs_*_us` (version 1)."""
+    quota, period = (read(folder / "cpu.max") or "max 100000").split()
+    if quota == "max":
+        quota, period = read(folder / "cpu.cfs_quota_us") or "-1", read(folder / "cpu.cfs_period_us") or "100000"
+    cores = float(quota) / float(period)
+    return cores if cores > 0 else None
+
+
+def memory_limit(folder: Path) -> float | None:
+    """The memory limit of one control group in bytes, or None."""
+    text = read(folder / "memory.max") or read(folder / "memory.limit_in_bytes") or "max"
+    return None if text == "max" or int(text) >= UNLIMITED_BYTES else int(text)
+
+
+def limits(proc: str | Path = "/proc/self/cgroup", root: str | Path = "/sys/fs/cgroup") -> Limits:
+    """The tightest limits of this process's control groups, of either version; a parent's limit holds for its children."""
+    folders = group_folders(proc, root)
+    second = folders.get("", [])
+    cpus = smallest([quota_cores(folder) for folder in folders.get("cpu", []) + second])
+    memory = smallest([memory_limit(folder) for folder in folders.get("memory", []) + second])
+    version = 1 if "cpu" in folders or "memory" in folders else 2 if second else None
+    return Limits(version, cpus, None if memory is None else int(memory))
+
+
+def usable_cores(mask: tuple[int, ...] | None = None) -> int:
+    """How many cores this process can keep busy: its affinity mask, and no more than its CPU quota; at least 1."""
+    count = len(affinity() if mask is None else mask)
+    quota = limits().cpus
+    return max(1, count if quota is None else min(count, math.ceil(quota)))
+
+
+def cpu() -> tuple[str, tuple[str, ...]]:
+    """(model, SIMD extensions by their usual names) of the first CPU."""
+    text = read("/proc/cpuinfo") or ""
+    fields = {name: value for name, value in re.findall(r"^([\w ]+?)\s*:[ \t]*(.*)$", text, re.M)}
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    model = fields.get("model name") or fields.get("Processor") or platform.machine()
+    return model.strip(), tuple(name for flag, name in SIMD if flag in flags)
+
+
+def physical_cores() -> int:
+    """The number of physical cores of the machine: hardware threads of one core count once."""
+    siblings = {
+        read(folder / "topology/thread_siblings_list") for folder in Path("/sys/devices/system/cpu").glob("cpu[0-9]*")
+    } - {None}
+    return len(siblings) or os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def machine() -> Machine:
+    """Everything of this module at once; no torch, no MPI, a few milliseconds."""
+    model, simd = cpu()
+    mask = affinity()
+    return Machine(
+        host=platform.node(),
+        cpu=model,
+        simd=simd,
+        logical_cpus=os.cpu_count() or 1,
+        physical_cores=physical_cores(),
+        affinity=mask,
+        usable_cores=usable_cores(mask),
+        memory_bytes=memory_bytes(),
+        limits=limits(),
+    )

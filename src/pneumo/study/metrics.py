@@ -1,0 +1,175 @@
+"""How well a classifier answers: from labels and scores to the metrics of a row, with intervals.
+
+The threshold comes from the calibration part and is then applied to validation patients, which it has never seen.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pneumo.study.schema import Subgroup
+from pneumo.study.statistics import bootstrap_counts, bootstrap_mean, delong, wilson
+
+# Scores closer than this are one score: the same training differs by less between backends (sums in another order).
+RESOLUTION = 1e-4
+MIN_SUBGROUP = 20
+AGE_GROUPS = ((0, 17, "under 18"), (18, 39, "18 to 39"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 999, "80 up"))
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """One run's answers on one part; all (n,): patient, label 0 or 1, score in [0, 1], view, sex (str or None), age.
+
+    An unknown age is not-a-number.
+    """
+
+    patient: Array
+    label: Array
+    score: Array
+    view: Array
+    sex: Array
+    age: Array
+
+    def take(self, where: Array) -> "Predictions":
+        """Those at a boolean mask or an index."""
+        return Predictions(*(getattr(self, name)[where] for name in self.__slots__))
+
+
+def youden_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
+    """The score from which on to answer "pneumonia", by Youden's J on the calibration part; labels and scores (n,).
+
+    Only gaps wider than RESOLUTION are considered, and the threshold is the middle of one, so scores that differ in
+    the fifth digit lead to the same answers. Of equally good gaps the middle one is taken. 0.5 where no gap separates
+    the classes better than chance (or one class is missing).
+    """
+    truth, s = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    if truth.all() or not truth.any():
+        return 0.5
+    order = np.argsort(s, kind="stable")
+    s, truth = s[order], truth[order]
+    gaps = np.diff(s)
+    # A model that has learnt next to nothing answers 0.5 +- little: then its own spread sets the scale.
+    candidates = np.flatnonzero(gaps > min(RESOLUTION, float(s[-1] - s[0]) / 20))
+    if candidates.size == 0:
+        return 0.5
+    positives, negatives = int(truth.sum()), int((~truth).sum())
+    missed, rejected = np.cumsum(truth)[candidates], np.cumsum(~truth)[candidates]
+    # J * positives * negatives, in integers: equal is equal.
+    j = rejected.astype(np.int64) * positives - missed.astype(np.int64) * negatives
+    if j.max() <= 0:
+        return 0.5
+    best = candidates[np.flatnonzero(j == j.max())]
+    gap = int(best[(best.size - 1) // 2])
+    return float((s[gap] + s[gap + 1]) / 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """The metrics of one run on its validation part; an undefined one (0/0) is None and has no interval."""
+
+    metrics: dict[str, int | float | None]
+    intervals: dict[str, tuple[float, float]]
+
+
+# Functions of a confusion table (..., 4) of true positives, false positives, true negatives, false negatives.
+def _balanced(c: Array) -> Array:
+    return np.asarray((c[..., 0] / (c[..., 0] + c[..., 3]) + c[..., 2] / (c[..., 2] + c[..., 1])) / 2)
+
+
+def _f1(c: Array) -> Array:
+    return np.asarray(2 * c[..., 0] / (2 * c[..., 0] + c[..., 1] + c[..., 3]))
+
+
+def _ppv_at(prevalence: float, c: Array) -> Array:
+    true = prevalence * c[..., 0] / (c[..., 0] + c[..., 3])
+    return np.asarray(true / (true + (1 - prevalence) * c[..., 1] / (c[..., 1] + c[..., 2])))
+
+
+def _npv_at(prevalence: float, c: Array) -> Array:
+    true = (1 - prevalence) * c[..., 2] / (c[..., 1] + c[..., 2])
+    return np.asarray(true / (true + prevalence * c[..., 3] / (c[..., 0] + c[..., 3])))
+
+
+def quality(
+    labels: ArrayLike, scores: ArrayLike, *, threshold: float, natural_prevalence: float, seed: int = 0
+) -> Quality:
+    """All metrics of a binary classifier at a threshold; labels 0 or 1 and scores in [0, 1], both (n,), n > 0.
+
+    PPV and NPV are given as found and, by Bayes, at the prevalence of the whole data set. Intervals: Wilson for
+    proportions, DeLong for the AUC, a bootstrap with this seed for the rest.
+    """
+    truth, s = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
+    says = s >= threshold
+    n, positives = int(truth.size), int(truth.sum())
+    tp, fp = int((says & truth).sum()), int((says & ~truth).sum())
+    tn, fn = n - positives - fp, positives - tp
+    metrics: dict[str, int | float | None] = {"n": n, "positives": positives, "threshold": float(threshold)}
+    intervals: dict[str, tuple[float, float]] = {}
+    metrics["majority"] = max(positives, n - positives) / n
+    proportions = {"accuracy": (tp + tn, n), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp)}
+    for name, (k, of) in (proportions | {"ppv": (tp, tp + fp), "npv": (tn, tn + fn)}).items():
+        metrics[name] = k / of if of else None
+        if of:
+            intervals[name] = wilson(k, of)
+    counts = (tp, fp, tn, fn)
+    derived: dict[str, Callable[[Array], Array]] = {
+        "balanced_accuracy": _balanced,
+        "f1": _f1,
+        "ppv_natural": partial(_ppv_at, natural_prevalence),
+        "npv_natural": partial(_npv_at, natural_prevalence),
+    }
+    for name, function in derived.items():
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = float(function(np.array(counts, dtype=np.float64)))
+        metrics[name] = value if np.isfinite(value) else None
+        interval = bootstrap_counts(counts, function, seed=seed)
+        if metrics[name] is not None and interval is not None:
+            intervals[name] = interval
+    error = (s - truth) ** 2
+    metrics["brier"], intervals["brier"] = float(error.mean()), bootstrap_mean(error, seed=seed)
+    metrics["auc"] = None
+    if 0 < positives < n:
+        auc = delong(truth, s)
+        metrics["auc"], intervals["auc"] = auc.value, (auc.low, auc.high)
+    return Quality(metrics, intervals)
+
+
+def subgroups(p: Predictions, threshold: float) -> list[Subgroup]:
+    """Accuracy and AUC within each view, sex and age group of at least MIN_SUBGROUP patients that has both labels."""
+    found: list[Subgroup] = []
+    for by, name, where in _groups(p):
+        truth, s = p.label[where].astype(bool), p.score[where]
+        n, positives = int(truth.size), int(truth.sum())
+        if n < MIN_SUBGROUP or positives in (0, n):
+            continue
+        right, auc = int(((s >= threshold) == truth).sum()), delong(truth, s)
+        found.append(
+            Subgroup(
+                by=by,
+                group=name,
+                n=n,
+                positives=positives,
+                accuracy=right / n,
+                accuracy_interval=wilson(right, n),
+                auc=auc.value,
+                auc_interval=(auc.low, auc.high),
+            )
+        )
+    return found
+
+
+def _groups(p: Predictions) -> list[tuple[Literal["view", "sex", "age"], str, Array]]:
+    groups: list[tuple[Literal["view", "sex", "age"], str, Array]] = []
+    for name in sorted({value for value in p.view.tolist() if value is not None}):
+        groups.append(("view", name, p.view == name))
+    for name in sorted({value for value in p.sex.tolist() if value is not None}):
+        groups.append(("sex", name, p.sex == name))
+    for low, high, name in AGE_GROUPS:
+        groups.append(("age", name, (p.age >= low) & (p.age <= high)))
+    return groups

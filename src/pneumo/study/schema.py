@@ -1,0 +1,195 @@
+"""What run.json and summary.json hold: strict, typed, versioned; everything else in a study reads or writes these.
+
+Light on purpose (msgspec only): flags, dry runs and the training side import it too.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+VERSION = 1
+PHASES = ("data", "forward", "backward", "comm", "optimizer", "other")
+
+State = Literal["running", "done", "failed", "stopped"]
+VerdictName = Literal["faster", "slower", "equivalent", "undecided"]
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A record that refuses fields it does not know, on reading as on making."""
+
+
+class RunEntry(_Strict, frozen=True, kw_only=True):
+    """One training of a study: what ran, where, and how much memory it held."""
+
+    run: int
+    model: str
+    backend: str
+    comm: str
+    ranks: int
+    threads: int
+    binding: str
+    device: str
+    global_batch: int
+    parameters: int
+    gradient_bytes: int
+    state_bytes: int | None = None
+    step_peak_bytes: int | None = None
+    note: str | None = None
+
+
+class Absent(_Strict, frozen=True, kw_only=True):
+    """A row that was asked for and could not run, with the reason as a sentence's part ("not built: no compiler")."""
+
+    backend: str
+    comm: str
+    ranks: int
+    why: str
+
+
+class Part(_Strict, frozen=True, kw_only=True):
+    """One part of the split: its images, and how many of them show pneumonia."""
+
+    images: int
+    positives: int
+
+
+class DataFacts(_Strict, frozen=True, kw_only=True):
+    """The data of a study: counts, the parts of the split, and what was left out and why (counts by reason)."""
+
+    images: int
+    patients: int
+    classes: dict[str, int]
+    parts: dict[str, Part]
+    quarantine: dict[str, int]
+    fingerprint: str
+    natural_prevalence: float
+    split_by: Literal["image", "person"]
+
+
+class RunFile(_Strict, frozen=True, kw_only=True):
+    """run.json: the configuration, the runs and the provenance of a result; `cores` are those of all hosts together."""
+
+    schema: int = VERSION
+    study: str
+    started: str
+    ended: str | None = None
+    state: State
+    command: list[str]
+    config: dict[str, Any]
+    runs: list[RunEntry]
+    absent: list[Absent] = []
+    cores: int
+    hosts: list[str]
+    warmup_steps: int
+    data: DataFacts
+    provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        _check_version(self.schema)
+
+
+class Spread(_Strict, frozen=True, kw_only=True):
+    """An estimate with its interval, or with its range where the blocks are too few for an interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Verdict(_Strict, frozen=True, kw_only=True):
+    """How a run's speed compares with its serial reference; `more_blocks` says about how many more would decide."""
+
+    verdict: VerdictName
+    margin: float
+    more_blocks: int | None = None
+
+
+class AucDifference(_Strict, frozen=True, kw_only=True):
+    """The AUC of a run minus the serial reference's on the same patients, with its paired interval and p-value."""
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+
+
+class Subgroup(_Strict, frozen=True, kw_only=True):
+    """The quality within one view, sex or age group."""
+
+    by: Literal["view", "sex", "age"]
+    group: str
+    n: int
+    positives: int
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    auc: float
+    auc_interval: tuple[float, float]
+
+
+class Late(_Strict, frozen=True, kw_only=True):
+    """A rank that the others waited for: in which phase, why, for how many rank-seconds, how often."""
+
+    rank: int
+    phase: str
+    cause: str
+    rank_s: float
+    count: int
+
+
+class Row(_Strict, frozen=True, kw_only=True):
+    """One line of the comparison, identified by (backend, comm, ranks, threads).
+
+    `time_s` is a block's; `total_s`, `cpu_s` and the rank-seconds are about the timed training steps of all blocks.
+    Fields that need a serial reference are null where the study has none.
+    """
+
+    model: str
+    backend: str
+    comm: str
+    ranks: int
+    threads: int
+    blocks: int
+    steps: int
+    images: int
+    total_s: float
+    time_s: Spread
+    images_per_s: float
+    speedup: Spread | None
+    efficiency: Spread | None
+    state_bytes: int | None
+    step_peak_bytes: int | None
+    cpu_s: float
+    metrics: dict[str, int | float | None]
+    intervals: dict[str, tuple[float, float]]
+    lost_rank_s: float | None
+    loss: dict[str, float]
+    residual_rank_s: float | None
+    residual_fraction: float | None
+    late: list[Late]
+    # What goes beyond the contract's keys.
+    run: int
+    interval_kind: Literal["interval", "range"]
+    reference_threads: int | None = None
+    attainable: float | None = None
+    verdict: Verdict | None = None
+    mcnemar_p: float | None = None
+    auc_difference: AucDifference | None = None
+    subgroups: list[Subgroup] = []
+    warmup_steps: int = 0
+
+
+class Summary(_Strict, frozen=True, kw_only=True):
+    """summary.json: derived from a result's other files, and reproducible from them."""
+
+    schema: int = VERSION
+    study: str
+    cores: int
+    rows: list[Row]
+
+    def __post_init__(self) -> None:
+        _check_version(self.schema)
+
+
+def _check_version(found: int) -> None:
+    if found != VERSION:
+        raise ValueError(f"schema version {found}, this program reads version {VERSION}")

@@ -1,0 +1,220 @@
+"""summary.json from the other files of a result: the same files give the same summary, whenever it is made."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumo.study import breakdown
+from pneumo.study.breakdown import Block
+from pneumo.study.metrics import Predictions, quality, subgroups, youden_threshold
+from pneumo.study.results import load_run, load_table, write_json
+from pneumo.study.schema import AucDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
+from pneumo.study.statistics import Estimate, compare, delong_difference, hodges_lehmann, mcnemar
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What the timed steps of one run come to."""
+
+    entry: RunEntry
+    blocks: dict[int, Block]
+    steps: int
+    warmup_steps: int
+    cpu_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Seconds over all timed blocks."""
+        return math.fsum(block.seconds for block in self.blocks.values())
+
+    @property
+    def images(self) -> int:
+        """Images of all ranks over all timed blocks."""
+        return sum(block.images for block in self.blocks.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One run's predictions on validation patients, ordered by patient, and its threshold from the calibration part."""
+
+    validate: Predictions
+    threshold: float
+
+    @property
+    def right(self) -> Any:
+        """Which answers were right, (n,) bool."""
+        return (self.validate.score >= self.threshold) == self.validate.label.astype(bool)
+
+
+def summarize(folder: Path, *, write: bool = True) -> Summary:
+    """Derive the summary of a result, and write it to summary.json unless told otherwise.
+
+    A run without a whole timed block has no row. Raises Refused where run.json or a table is missing or damaged.
+    """
+    run = load_run(folder)
+    steps, answers = breakdown.training_steps(folder), _answers(folder)
+    timings = [timing for entry in run.runs if (timing := _timing(steps, entry)).blocks]
+    chosen = references(timings)
+    by_run = {timing.entry.run: timing for timing in timings}
+    first = quality_reference(timings)
+    rows = []
+    for timing in timings:
+        reference = by_run.get(chosen.get(timing.entry.run, -1))
+        rows.append(_row(run, timing, reference, answers, first))
+    summary = Summary(study=run.study, cores=run.cores, rows=rows)
+    if write:
+        write_json(folder / "summary.json", summary)
+    return summary
+
+
+def _timing(steps: breakdown.Columns, entry: RunEntry) -> Timing:
+    timed = breakdown.timed(steps, entry)
+    count = len(set(zip(timed["block"].tolist(), timed["step"].tolist(), strict=True)))
+    warmup = breakdown.warmup_steps(steps, entry)
+    return Timing(entry, breakdown.blocks(timed), count, warmup, breakdown.cpu_seconds(timed))
+
+
+def _speed(timing: Timing) -> float:
+    return timing.images / timing.total_s
+
+
+def references(timings: list[Timing]) -> dict[int, int]:
+    """Which serial run each run is compared with, by run number; empty where there is no serial run.
+
+    The fastest serial run with as many threads a rank, else the one with the fewest threads; serial runs with other
+    threads are compared with that one too.
+    """
+    serial = [timing for timing in timings if timing.entry.backend == "serial"]
+    if not serial:
+        return {}
+    fewest = min(timing.entry.threads for timing in serial)
+    main = max((t for t in serial if t.entry.threads == fewest), key=_speed)
+    chosen = {}
+    for timing in timings:
+        alike = [t for t in serial if t.entry.threads == timing.entry.threads]
+        is_serial = timing.entry.backend == "serial"
+        chosen[timing.entry.run] = (main if is_serial or not alike else max(alike, key=_speed)).entry.run
+    return chosen
+
+
+def quality_reference(timings: list[Timing]) -> int | None:
+    """The run whose answers the others are compared with: the serial one that `references` gives to serial runs."""
+    chosen = references(timings)
+    return next((chosen[t.entry.run] for t in timings if t.entry.backend == "serial"), None)
+
+
+def attainable(entry: RunEntry, reference: RunEntry, cores: int) -> float:
+    """The largest speedup that the hardware allows: by the cores that both can use, on other devices by the ranks."""
+    if entry.device != "cpu":
+        return float(entry.ranks)
+    return min(entry.ranks * entry.threads, cores) / min(reference.ranks * reference.threads, cores)
+
+
+def _spread(estimate: Estimate, divisor: float = 1.0) -> Spread:
+    return Spread(median=estimate.value / divisor, low=estimate.low / divisor, high=estimate.high / divisor)
+
+
+def _row(
+    run: RunFile, timing: Timing, reference: Timing | None, answers: Mapping[int, Answers], first: int | None
+) -> Row:
+    entry = timing.entry
+    time = hodges_lehmann([block.seconds for block in timing.blocks.values()])
+    return Row(
+        run=entry.run,
+        model=entry.model,
+        backend=entry.backend,
+        comm=entry.comm,
+        ranks=entry.ranks,
+        threads=entry.threads,
+        blocks=len(timing.blocks),
+        steps=timing.steps,
+        images=timing.images,
+        warmup_steps=timing.warmup_steps,
+        total_s=timing.total_s,
+        time_s=_spread(time),
+        interval_kind=time.kind,
+        images_per_s=_speed(timing),
+        state_bytes=entry.state_bytes,
+        step_peak_bytes=entry.step_peak_bytes,
+        cpu_s=timing.cpu_s,
+        late=[],
+        **_against(timing, reference, run.cores),
+        **_quality(run, answers.get(entry.run), answers.get(first) if first not in (None, entry.run) else None),
+    )
+
+
+def _against(timing: Timing, reference: Timing | None, cores: int) -> dict[str, Any]:
+    """The fields of a row that need a serial reference."""
+    found = _account(timing, reference) | {"speedup": None, "efficiency": None}
+    if reference is None:
+        return found
+    ranks = timing.entry.ranks
+    comparison = compare(_speeds(timing), _speeds(reference))
+    if comparison is None:
+        return found
+    found |= {
+        "speedup": _spread(comparison.ratio),
+        "efficiency": _spread(comparison.ratio, ranks),
+        "attainable": comparison.ratio.value / attainable(timing.entry, reference.entry, cores),
+        "reference_threads": reference.entry.threads,
+        "interval_kind": comparison.ratio.kind,
+    }
+    if reference is not timing:
+        found["verdict"] = Verdict(
+            verdict=comparison.verdict, margin=comparison.margin, more_blocks=comparison.more_blocks
+        )
+    return found
+
+
+def _speeds(timing: Timing) -> dict[int, float]:
+    return {number: block.images_per_s for number, block in timing.blocks.items()}
+
+
+def _account(timing: Timing, reference: Timing | None) -> dict[str, Any]:
+    """N*T_N - T_1 in rank-seconds over the blocks that both have, T_1 for as many images; nothing explains it yet."""
+    shared = timing.blocks.keys() & reference.blocks.keys() if reference else set()
+    if reference is None or not shared:
+        return {"lost_rank_s": None, "loss": {}, "residual_rank_s": None, "residual_fraction": None}
+    lost, ranks = 0.0, timing.entry.ranks
+    for number in sorted(shared):
+        ours, theirs = timing.blocks[number], reference.blocks[number]
+        lost += ranks * ours.seconds - theirs.seconds * (ours.images / theirs.images)
+    whole = ranks * timing.total_s
+    return {"lost_rank_s": lost, "loss": {}, "residual_rank_s": lost, "residual_fraction": lost / whole}
+
+
+def _answers(folder: Path) -> dict[int, Answers]:
+    """The predictions of each run that has validated; of a patient that occurs more than once the last row counts."""
+    table = breakdown.columns(load_table(folder, "predictions"))
+    found = {}
+    for run in np.unique(table["run"]).tolist():
+        parts = {}
+        for part in ("calibrate", "validate"):
+            where = np.flatnonzero((table["run"] == run) & (table["part"] == part))
+            last = {table["patient"][i]: i for i in where.tolist()}
+            index = np.array([last[patient] for patient in sorted(last)], dtype=np.int64)
+            parts[part] = Predictions(*(table[name][index] for name in Predictions.__slots__))
+        if parts["validate"].label.size:
+            threshold = youden_threshold(parts["calibrate"].label, parts["calibrate"].score)
+            found[int(run)] = Answers(parts["validate"], threshold)
+    return found
+
+
+def _quality(run: RunFile, ours: Answers | None, theirs: Answers | None) -> dict[str, Any]:
+    """The fields of a row about quality; `theirs` are the serial reference's answers, None for itself."""
+    if ours is None:
+        return {"metrics": {}, "intervals": {}}
+    part, prevalence = ours.validate, run.data.natural_prevalence
+    measured = quality(part.label, part.score, threshold=ours.threshold, natural_prevalence=prevalence)
+    found: dict[str, Any] = {"metrics": measured.metrics, "intervals": measured.intervals}
+    found["subgroups"] = subgroups(part, ours.threshold)
+    if theirs is not None and np.array_equal(part.patient, theirs.validate.patient):
+        found["mcnemar_p"] = mcnemar(ours.right, theirs.right)
+        if 0 < part.label.sum() < part.label.size:
+            d = delong_difference(part.label, part.score, theirs.validate.score)
+            found["auc_difference"] = AucDifference(estimate=d.value, low=d.low, high=d.high, p=d.p)
+    return found
