@@ -1,9 +1,10 @@
-"""Build Horovod's wheel against the torch and the MPI of this environment once, keep it in the user's cache, install it.
+"""Build Horovod's wheel once against the torch and the MPI of this environment, keep it in the cache, install it.
 
-Horovod 0.28.1 is its last release and older than the torch that it is built against here, so four edits are made to its
-CMake files (each must match exactly once, or the build stops): C++20 in two places, which torch's headers need
+Horovod 0.28.1 is its last release and older than the torch that it is built against here, so four edits are made to
+its CMake files (each must match exactly once, or the build stops): C++20 in two places, which torch's headers need
 (horovod/horovod#3996, #3998); no CUDA in a build for CPUs, where an `nvcc` on PATH alone misleads it; and a run path
 relative to the library itself, so that the cached wheel serves every environment and not only the one that built it.
+Debugging symbols are left out: a third of the time and nine tenths of the size.
 
 Exit codes: 0 installed, 1 not built (one line on standard error says why).
 """
@@ -39,6 +40,7 @@ EDITS = (
         "CMakeLists.txt",
         "project(horovod CXX)",
         "project(horovod CXX)\n"
+        'set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O3 -DNDEBUG")\n'
         "set(CMAKE_BUILD_WITH_INSTALL_RPATH ON)\n"
         'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../torch/lib;$ORIGIN/../../../..;$ENV{PNEUMO_MPI_LIBRARIES}")',
         True,
@@ -62,7 +64,7 @@ def cache_folder() -> Path:
 
 
 def environment(cuda: bool) -> dict[str, str]:
-    """The environment of the build: this Python's programs first on PATH, Horovod's switches, no stray compiler flags."""
+    """The environment of the build: this Python's programs first on PATH, Horovod's switches, no stray settings."""
     scripts = sysconfig.get_path("scripts")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("HOROVOD_", "CMAKE_", "OMPI_", "PIP_NO_BINARY"))}
     env |= {
@@ -104,7 +106,7 @@ def output(*command: str, env: dict[str, str]) -> str:
 
 
 def mpi(env: dict[str, str]) -> tuple[str, str]:
-    """(name and version of the MPI that mpicxx compiles for, its library folder unless that is the environment's own)."""
+    """(name and version of mpicxx's MPI, its library folder or "" where that is this environment's own)."""
     compiler = shutil.which("mpicxx", path=env["PATH"])
     if compiler is None:
         raise BuildError("mpicxx is not on PATH")
@@ -151,7 +153,7 @@ def run(command: list[str], log: Path, env: dict[str, str], cwd: Path, note: str
     with log.open("a") as out:
         out.write(f"$ {' '.join(command)}\n")
         out.flush()
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=cwd, start_new_session=True)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, cwd=cwd, start_new_session=True)
         try:
             while True:
                 try:
@@ -242,8 +244,8 @@ def main() -> int:
         if arguments.no_install:
             print(path)
             return 0
-        pip = [sys.executable, "-m", "pip", "--no-input", "install", "-q", "--no-deps", "--force-reinstall", "--no-index"]
-        output(*pip, str(path), env=environment(arguments.cuda))
+        install = [sys.executable, "-m", "pip", "--no-input", "install", "-q", "--no-deps", "--no-index"]
+        output(*install, "--force-reinstall", str(path), env=environment(arguments.cuda))
     except (BuildError, OSError) as error:
         print(f"Horovod was not built: {error}", file=sys.stderr)
         return 1

@@ -70,8 +70,8 @@ def group_folders(proc: str | Path = "/proc/self/cgroup", root: str | Path = "/s
     for line in (read(proc) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
-            bases = [Path(root, controllers), Path(root, controller)] if controller else [Path(root), Path(root, "unified")]
-            base = next((base for base in bases if base.is_dir()), None)
+            names = (controllers, controller) if controller else ("", "unified")
+            base = next((Path(root, name) for name in names if Path(root, name).is_dir()), None)
             if base is None:
                 continue
             inner = base / path.lstrip("/")
@@ -101,7 +101,7 @@ def memory_limit(folder: Path) -> float | None:
 
 
 def limits(proc: str | Path = "/proc/self/cgroup", root: str | Path = "/sys/fs/cgroup") -> Limits:
-    """The tightest limits of this process's control groups, of either version; a parent's limit holds for its children."""
+    """The tightest limits of this process's control groups, of either version; a parent's holds for its children."""
     folders = group_folders(proc, root)
     second = folders.get("", [])
     cpus = smallest([quota_cores(folder) for folder in folders.get("cpu", []) + second])
@@ -120,7 +120,7 @@ def usable_cores(mask: tuple[int, ...] | None = None) -> int:
 def cpu() -> tuple[str, tuple[str, ...]]:
     """(model, SIMD extensions by their usual names) of the first CPU."""
     text = read("/proc/cpuinfo") or ""
-    fields = {name: value for name, value in re.findall(r"^([\w ]+?)\s*:[ \t]*(.*)$", text, re.M)}
+    fields: dict[str, str] = dict(re.findall(r"^([\w ]+?)\s*:[ \t]*(.*)$", text, re.M))
     flags = set(fields.get("flags", fields.get("Features", "")).split())
     model = fields.get("model name") or fields.get("Processor") or platform.machine()
     return model.strip(), tuple(name for flag, name in SIMD if flag in flags)

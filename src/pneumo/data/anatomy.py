@@ -42,9 +42,9 @@ class Lung:
     base: float
 
     def place(self, u: Sequence[float] | Points, v: Sequence[float] | Points) -> Points:
-        """Map u (0 midline, 1 outermost) and v (0 apex, 1 lowest corner) to points (n, 2) of the picture."""
+        """Map u (0 midline, 1 outermost) and v (0 apex, 1 lowest corner), both (...), to points (..., 2)."""
         x = self.middle + (self.edge - self.middle) * np.asarray(u)
-        return np.stack([x, self.apex + (self.base - self.apex) * np.asarray(v)], axis=1)
+        return np.stack([x, self.apex + (self.base - self.apex) * np.asarray(v)], axis=-1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +66,13 @@ def draw(
     lungs = [_lung(rng, side, sites, looks) for side in (-1, 1)]
     air = _lung_mask(rng, lungs, looks)
     picture = _body(rng, lungs)
-    picture -= air * float(rng.uniform(0.40, 0.48))
+    picture -= air * float(rng.uniform(0.46, 0.50))
     picture += _mediastinum(rng, lungs, looks)
     picture += _vessels(rng, lungs) * air
     picture += _bones(rng, lungs)
     if looks.sex == "F":
         picture += _breasts(rng, lungs)
-    picture += _cloud(rng, GRID, 0.05) * air
+    picture += _cloud(rng, GRID, 0.03) * air
     if looks.nodule:
         _add_nodule(rng, picture, lungs)
     for opacity in opacities:
@@ -84,16 +84,16 @@ def draw(
 def _lung(rng: np.random.Generator, side: int, sites: Sequence[Site], looks: Looks) -> Lung:
     """Draw a lung's extent, and stretch it where a site would lie outside of it."""
     middle = 0.5 + rng.normal(0, 0.008)
-    width = rng.uniform(0.36, 0.42)
-    apex = rng.uniform(0.07, 0.12)
+    width = rng.uniform(0.385, 0.415)
+    apex = rng.uniform(0.07, 0.10)
     # A lying patient (AP) breathes in less; the liver lifts the diaphragm on the left of the picture.
-    base = rng.uniform(0.76, 0.86) - (0.03 if looks.view == "AP" else 0.0) + (0.02 if side > 0 else 0.0)
+    base = rng.uniform(0.83, 0.87) - (0.015 if looks.view == "AP" else 0.0) + (0.02 if side > 0 else 0.0)
     for x, y, w, h in sites:
         if (x + w / 2 < 0.5) == (side < 0):
             reach = middle - x if side < 0 else x + w - middle
-            width = min(max(width, reach), 0.47)
-            apex = max(min(apex, y - 0.03), 0.03)
-            base = min(max(base, y + h), 0.95)
+            width = min(max(width, reach), 0.45)
+            apex = max(min(apex, y - 0.03), 0.06)
+            base = min(max(base, y + h), 0.92)
     return Lung(side, middle, middle + side * width, apex, base)
 
 
@@ -117,8 +117,14 @@ def _fill(mask: Bytes, points: Points, value: int = 255) -> None:
     cv2.fillPoly(mask, [_fixed(points)], [value], cv2.LINE_8, _SHIFT)
 
 
+def _pixel(point: Points) -> tuple[int, int]:
+    return round(float(point[0]) * GRID), round(float(point[1]) * GRID)
+
+
 def _stroke(mask: Bytes, points: Points, thickness: int, value: int = 255) -> None:
-    cv2.polylines(mask, [_fixed(points)], False, [value], thickness, cv2.LINE_8, _SHIFT)
+    """Draw one line (n, 2) or several (lines, n, 2)."""
+    fixed = _fixed(points)
+    cv2.polylines(mask, [fixed] if fixed.ndim == 2 else list(fixed), False, [value], thickness, cv2.LINE_8, _SHIFT)
 
 
 def _canvas() -> Bytes:
@@ -167,10 +173,11 @@ def _body(rng: np.random.Generator, lungs: Sequence[Lung]) -> Floats:
     wall = rng.uniform(0.05, 0.09)
     for lung in lungs:
         side, edge = lung.side, lung.edge + lung.side * wall
-        shoulder = [[0.5, -0.05], [0.5 + side * neck, -0.05], [0.5 + side * (neck + 0.02), 0.03]]
+        slope = min(slope, lung.apex / 0.72)  # no lung above the shoulder
+        shoulder = [[0.5 - side * 0.05, -0.05], [0.5 + side * neck, -0.05], [0.5 + side * (neck + 0.02), 0.03]]
         shoulder += [[0.5 + side * 0.30, slope * 0.72], [0.5 + side * 0.45, slope + 0.02], [0.5 + side * 0.56, 0.30]]
         arm = [[0.5 + side * 0.56, 0.52], [edge + side * 0.015, 0.46], [edge, 0.62], [edge, 0.8]]
-        hip = [[edge + side * 0.02, 1.06], [0.5, 1.06]]
+        hip = [[edge + side * 0.02, 1.06], [0.5 - side * 0.05, 1.06]]
         _fill(mask, _outline(np.array(shoulder + arm + hip)))
     layer = _soft(mask, 2.5, 0.42) + _soft(mask, 26, 0.30)
     abdomen = _canvas()
@@ -190,8 +197,8 @@ def _body(rng: np.random.Generator, lungs: Sequence[Lung]) -> Floats:
 def _mediastinum(rng: np.random.Generator, lungs: Sequence[Lung], looks: Looks) -> Floats:
     """Return heart, great vessels, spine and (as less) the windpipe."""
     left, right = lungs
-    wide = rng.uniform(0.30, 0.40) + (0.07 if looks.view == "AP" else 0.0) + (0.14 if looks.large_heart else 0.0)
-    atrium = rng.uniform(0.22, 0.29) + (0.06 if looks.large_heart else 0.0)
+    wide = rng.uniform(0.30, 0.36) + (0.04 if looks.view == "AP" else 0.0) + (0.10 if looks.large_heart else 0.0)
+    atrium = rng.uniform(0.22, 0.26) + (0.04 if looks.large_heart else 0.0)
     stem, knob = rng.uniform(0.11, 0.15), rng.uniform(0.17, 0.23)
     outline = np.concatenate([
         left.place([stem, stem, stem + 0.01, 0.18, atrium, atrium + 0.01, 0.20, 0.12],
@@ -201,7 +208,7 @@ def _mediastinum(rng: np.random.Generator, lungs: Sequence[Lung], looks: Looks) 
     ])  # fmt: skip
     mask = _canvas()
     _fill(mask, _outline(outline))
-    layer = _soft(mask, 2.4, 0.15) + _soft(mask, 12, 0.14)
+    layer = _soft(mask, 2.4, 0.13) + _soft(mask, 12, 0.11)
     spine = _canvas()
     middle, step = (left.middle + right.middle) / 2, rng.uniform(0.052, 0.062)
     half = rng.uniform(0.034, 0.042)
@@ -222,14 +229,13 @@ def _mediastinum(rng: np.random.Generator, lungs: Sequence[Lung], looks: Looks) 
     return layer
 
 
-def _rib(lung: Lung, level: float, front: bool, slant: float) -> Points:
-    """Return a rib's curve: a helix seen from the front, behind from the spine outward, in front back inward."""
+def _ribs(lung: Lung, levels: Points, front: bool, slant: float) -> Points:
+    """Return ribs' curves (ribs, 9, 2): helices seen from the front, behind from the spine outward, in front back."""
     turn = np.linspace(math.pi / 2, 2.55, 9) if front else np.linspace(0.02, math.pi / 2, 9)
-    widest = float(np.interp(level + 0.12, [0, 0.1, 0.25, 0.45, 0.7], [0.50, 0.71, 0.89, 0.965, 1.0]))
-    u = 0.09 + (widest - 0.09) * np.sin(turn)
-    fall = 0.085 * (1 - np.cos(turn)) + (0.10 * np.maximum(turn - math.pi / 2, 0) if front else 0)
-    lift = -0.035 * np.sin(np.minimum(2 * turn, math.pi)) if not front else 0.0
-    return lung.place(u, level + slant * fall + lift)
+    widest = np.interp(levels + 0.12, [0, 0.1, 0.25, 0.45, 0.7], [0.50, 0.71, 0.89, 0.965, 1.0])[:, None]
+    fall = 0.085 * (1 - np.cos(turn)) + (0.10 * (turn - math.pi / 2) if front else 0)
+    lift = 0.0 if front else -0.035 * np.sin(2 * turn)
+    return lung.place(0.09 + (widest - 0.09) * np.sin(turn), levels[:, None] + slant * fall + lift)
 
 
 def _bones(rng: np.random.Generator, lungs: Sequence[Lung]) -> Floats:
@@ -238,17 +244,15 @@ def _bones(rng: np.random.Generator, lungs: Sequence[Lung]) -> Floats:
     gap, slant = rng.uniform(0.088, 0.102), rng.uniform(1.1, 1.9)
     thick = round(rng.uniform(10, 14))
     for lung in lungs:
-        for k in range(10):
-            level = -0.03 + gap * k
-            curve = _rib(lung, level, False, slant)
-            _stroke(behind, curve, thick)
-            _stroke(behind, curve, thick - 4, 190)
-            if 0 < k < 9:
-                curve = _rib(lung, level, True, slant)
-                _stroke(front, curve, thick + 1)
-                _stroke(front, curve, thick - 3, 205)
+        levels = -0.03 + gap * np.arange(10) + rng.normal(0, 0.004, 10)
+        for mask, curves in (
+            (behind, _ribs(lung, levels, False, slant)),
+            (front, _ribs(lung, levels[1:-1], True, slant)),
+        ):
+            _stroke(mask, curves, thick)
+            _stroke(mask, curves, thick - 4, 195)
         _girdle(rng, girdle, lung)
-    layer = _soft(behind, 1.2, rng.uniform(0.065, 0.10)) + _soft(front, 1.4, rng.uniform(0.035, 0.065))
+    layer = _soft(behind, 1.2, rng.uniform(0.06, 0.08)) + _soft(front, 1.4, rng.uniform(0.03, 0.05))
     layer += _soft(girdle, 1.3, rng.uniform(0.10, 0.15))
     return layer
 
@@ -275,26 +279,28 @@ def _vessels(rng: np.random.Generator, lungs: Sequence[Lung]) -> Floats:
     mask = _canvas()
     for lung in lungs:
         root = np.array([0.22, 0.44 if lung.side < 0 else 0.40])
-        cv2.circle(mask, tuple((lung.place(root[:1], root[1:])[0] * GRID).round().astype(int).tolist()), 11, [150], -1)
-        for angle in np.linspace(-1.75, 1.75, 11) + rng.normal(0, 0.12, 11):
-            _branch(rng, mask, lung, root + rng.normal(0, 0.02, 2), float(angle), 5, 190)
-    return _soft(mask, 1.1, rng.uniform(0.10, 0.17))
+        cv2.circle(mask, _pixel(lung.place(root[:1], root[1:])[0]), 11, [150], -1)
+        angles = np.linspace(-1.75, 1.75, 13) + rng.normal(0, 0.12, 13)
+        starts = root + rng.normal(0, 0.02, (13, 2))
+        for thickness, value in ((5, 190), (3, 150), (2, 115)):
+            paths = _paths(rng, starts, angles)
+            lines = lung.place(np.clip(paths[..., 0], 0.1, 1), paths[..., 1])
+            _stroke(mask, lines[:, 3:], max(thickness - 2, 1), value * 3 // 5)
+            _stroke(mask, lines[:, 2:4], max(thickness - 1, 1), value * 4 // 5)
+            _stroke(mask, lines[:, :3], thickness, value)
+            # Two daughters leave each vessel, to either side.
+            starts = np.concatenate([paths[:, 2], paths[:, 4]])
+            turns = rng.uniform(0.35, 0.75, len(starts)) * np.repeat([-1, 1], len(angles))
+            angles = np.concatenate([angles, angles]) + turns
+    return _soft(mask, 1.1, rng.uniform(0.09, 0.16))
 
 
-def _branch(
-    rng: np.random.Generator, mask: Bytes, lung: Lung, start: Points, angle: float, thickness: int, value: int
-) -> None:
-    bends = angle + np.cumsum(rng.normal(0, 0.16, 5))
-    lengths = 0.062 * rng.uniform(0.7, 1.2, 5)
-    path = np.concatenate([[start], start + np.cumsum(np.stack([np.cos(bends), np.sin(bends)], 1) * lengths[:, None], 0)])
-    path[:, 0] = np.clip(path[:, 0], 0.1, 1)
-    points = lung.place(path[:, 0], path[:, 1])
-    _stroke(mask, points[:3], thickness, value)
-    _stroke(mask, points[2:4], max(thickness - 1, 1), value * 4 // 5)
-    _stroke(mask, points[3:], max(thickness - 2, 1), value * 3 // 5)
-    if thickness > 2:
-        turn = float(rng.choice([-1, 1])) * rng.uniform(0.35, 0.7)
-        _branch(rng, mask, lung, path[3], angle + turn, thickness - 2, value * 3 // 4)
+def _paths(rng: np.random.Generator, starts: Points, angles: Points) -> Points:
+    """Return wandering paths (vessels, 6, 2) from their starts (vessels, 2) in their directions (vessels,)."""
+    bends = angles[:, None] + np.cumsum(rng.normal(0, 0.16, (len(starts), 5)), axis=1)
+    lengths = 0.06 * rng.uniform(0.6, 1.2, (len(starts), 5))
+    moves = np.stack([np.cos(bends) * lengths, np.sin(bends) * lengths], axis=-1)
+    return np.concatenate([starts[:, None], starts[:, None] + np.cumsum(moves, axis=1)], axis=1)
 
 
 def _breasts(rng: np.random.Generator, lungs: Sequence[Lung]) -> Floats:
@@ -327,8 +333,14 @@ def _add_opacity(rng: np.random.Generator, picture: Floats, air: Floats, opacity
     rim = np.clip((1.04 - radius - 0.05 * np.abs(texture)) / 0.45, 0, 1)
     share = rim * rim * (3 - 2 * rim) * np.clip(0.88 + 0.09 * texture, 0.5, 1.1) * opacity.strength
     part = (slice(y, y + h), slice(x, x + w))
+    air_here = np.clip(air * 1.15, 0, 1)
     # The filled lung is as bright as the wall around it; ribs and heart still show through.
-    picture[part] += share * (0.12 + 0.88 * np.clip(air[part] * 1.15, 0, 1)) * np.float32(0.42)
+    picture[part] += share * (0.12 + 0.88 * air_here[part]) * np.float32(0.48)
+    # Around it the lung is hazy, without an edge.
+    x0, y0, reach = x + w / 2, y + h / 2, 1.1
+    fx = np.exp(-(((np.arange(GRID, dtype=np.float32) - x0) / (reach * (w + 60))) ** 2))
+    fy = np.exp(-(((np.arange(GRID, dtype=np.float32) - y0) / (reach * (h + 60))) ** 2))
+    picture += fy[:, None] * fx * air_here * np.float32(0.10 * opacity.strength)
 
 
 def _hardware(rng: np.random.Generator, lungs: Sequence[Lung], looks: Looks) -> Floats:
@@ -341,11 +353,11 @@ def _hardware(rng: np.random.Generator, lungs: Sequence[Lung], looks: Looks) -> 
         end = rng.uniform([0.15, 0.25], [0.85, 0.7])
         way = np.array([[rng.uniform(0.05, 0.95), 1.05], end + rng.normal(0, 0.12, 2), end])
         _stroke(mask, _outline(way, closed=False), 2, 105)
-        cv2.circle(mask, tuple((end * GRID).round().astype(int).tolist()), 6, [150], -1)
+        cv2.circle(mask, _pixel(end), 6, [150], -1)
     if looks.device:
         side = float(rng.choice([-1, 1]))
         box = np.array([0.5 + side * 0.30, 0.24])
-        cv2.ellipse(mask, tuple((box * GRID).round().astype(int).tolist()), (26, 22), 20, 0, 360, [255], -1)
+        cv2.ellipse(mask, _pixel(box), (26, 22), 20, 0, 360, [255], -1)
         way = np.array([box, [0.5 + side * 0.1, 0.17], [0.48, 0.3], [0.47, 0.55], [0.56, 0.72]])
         _stroke(mask, _outline(way, closed=False), 3, 170)
     return _soft(mask, 0.8, 0.38)
@@ -363,10 +375,11 @@ def _film() -> Floats:
 
 def _expose(rng: np.random.Generator, picture: Floats, size: int) -> Bytes:
     """Turn attenuation into grey levels: exposure, contrast, film noise; bright parts are compressed, not clipped."""
-    gain, lift, gamma = rng.uniform(0.90, 1.12), rng.normal(0, 0.03), math.exp(rng.normal(0, 0.14))
-    grey = np.clip(picture * np.float32(gain) + np.float32(lift), 0.004, 1.3)
-    grey = np.float32(255 / math.tanh(1.6)) * np.tanh(np.float32(1.35) * grey ** np.float32(1.25 * gamma))
+    gain, lift, gamma = rng.uniform(0.96, 1.04), rng.normal(0, 0.01), math.exp(rng.normal(0, 0.06))
+    levels = np.maximum(np.linspace(0, 1.4, 4096) * gain + lift, 0.004)
+    curve = (255 / math.tanh(1.6) * np.tanh(1.35 * levels ** (1.25 * gamma))).astype(np.float32)
+    grey = curve[np.clip(picture * 2925, 0, 4095).astype(np.uint16)]
     grey = cv2.resize(grey, (size, size), interpolation=cv2.INTER_LINEAR)
     row, column = rng.integers(0, _FILM - size + 1, 2)
     grain = cv2.scaleAdd(_film()[row : row + size, column : column + size], float(rng.uniform(1.4, 2.6)), grey)
-    return np.asarray(cv2.convertScaleAbs(np.maximum(grain, 0)), np.uint8)
+    return np.asarray(cv2.convertScaleAbs(grain), np.uint8)  # noise in the black reflects at 0

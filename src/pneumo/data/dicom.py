@@ -10,9 +10,11 @@ exception says, since decoders quote what they stumble over.
 
 import os
 import re
+import sys
 import warnings
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -105,6 +107,32 @@ def resize(picture: Picture, size: int) -> Picture:
         return picture.copy()
     how = cv2.INTER_AREA if picture.shape[0] > size else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(picture, (size, size), interpolation=how), np.uint8)
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep off the screen what libjpeg and gdcm write straight to descriptor 2 about damaged files.
+
+    For the whole process, so for a whole stage of reading rather than for each file. What Python writes to sys.stderr
+    meanwhile still gets there.
+    """
+    try:
+        ours = sys.stderr.fileno() == 2
+        sys.stderr.flush()
+        kept = os.dup(2)
+    except (OSError, ValueError, AttributeError):  # no standard error at all, or one that a test has replaced
+        yield
+        return
+    before = sys.stderr
+    with open(os.devnull, "wb") as nothing, os.fdopen(os.dup(kept), "w", buffering=1, errors="replace") as voice:
+        os.dup2(nothing.fileno(), 2)
+        sys.stderr = voice if ours else before
+        try:
+            yield
+        finally:
+            sys.stderr = before
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def parse_age(text: object) -> int | None:

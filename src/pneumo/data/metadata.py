@@ -12,6 +12,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from pneumo.data.rsna import CLASSES
+
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
@@ -73,6 +75,11 @@ def age_band(age: int | None) -> str:
     return UNKNOWN
 
 
+def class_of(subject: Subject) -> str:
+    """Return a subject's class; where there is no table of classes, what its label alone says."""
+    return subject.detailed or (CLASSES[-1] if subject.label else f"No {CLASSES[-1]}")
+
+
 GROUPS: Final[Mapping[str, Callable[[Subject], str]]] = {
     "sex": lambda subject: subject.sex or UNKNOWN,
     "age": lambda subject: age_band(subject.age),
@@ -87,9 +94,11 @@ def tabulate(subjects: Sequence[Subject]) -> dict[str, dict[str, dict[str, int]]
         table: dict[str, dict[str, int]] = {}
         for subject in subjects:
             row = table.setdefault(group_of(subject), {})
-            name = subject.detailed or UNKNOWN
+            name = class_of(subject)
             row[name] = row.get(name, 0) + 1
-        tables[field] = dict(sorted(table.items(), key=lambda item: (item[0] == UNKNOWN, _first_number(item[0]), item[0])))
+        tables[field] = dict(
+            sorted(table.items(), key=lambda item: (item[0] == UNKNOWN, _first_number(item[0]), item[0]))
+        )
     return tables
 
 
@@ -121,8 +130,8 @@ def predict(subjects: Sequence[Subject], seed: int = 0) -> list[Prediction]:
     for name in ("view", "sex", "age", "view, sex and age"):
         fields = ("view", "sex", "age") if "," in name else (name,)
         columns = [_encode(subjects, field) for field in fields]
-        scores = _out_of_fold(np.concatenate(columns, axis=1), labels, folds)
-        right = int(((scores >= 0.5) == (labels == 1)).sum())
+        chance, scores = _out_of_fold(np.concatenate(columns, axis=1), labels, folds)
+        right = int(((chance >= 0.5) == (labels == 1)).sum())
         area, low, high = auc(labels, scores)
         majority = max(labels.mean(), 1 - labels.mean())
         accuracy = wilson(right, labels.size)
@@ -194,7 +203,9 @@ def _logistic(score: Floats) -> Floats:
 
 def _placements(values: Floats, among: Floats) -> Floats:
     """Return for each value the fraction of the other (sorted) sample that lies below it, ties half."""
-    return np.asarray((np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")) / 2 / among.size)
+    return np.asarray(
+        (np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")) / 2 / among.size
+    )
 
 
 def _encode(subjects: Sequence[Subject], field: str) -> Floats:
@@ -222,14 +233,21 @@ def _folds(labels: Ints, persons: Sequence[str], random: np.random.Generator) ->
     return folds
 
 
-def _out_of_fold(features: Floats, labels: Ints, folds: Ints) -> Floats:
-    """Return each image's chance of being positive (n,), from a fit on the other folds."""
-    chance = np.empty(labels.size)
-    for fold in range(FOLDS):
+def _out_of_fold(features: Floats, labels: Ints, folds: Ints) -> tuple[Floats, Floats]:
+    """Return each image's chance of being positive, and its score for ranking, both (n,), from fits on the other folds.
+
+    A fold that holds more positives leaves fewer to its fit, so that chances of different folds are out of step against
+    the label (useless features would get an AUC below 0.5). Scores are log odds less those of the fit's own share.
+    """
+    chance, scores = np.empty(labels.size), np.empty(labels.size)
+    for fold in np.unique(folds):
         held = folds == fold
         weights = fit_logistic(features[~held], labels[~held])
-        chance[held] = _logistic(weights[0] + features[held] @ weights[1:])
-    return chance
+        odds = weights[0] + features[held] @ weights[1:]
+        share = labels[~held].mean()
+        chance[held] = _logistic(odds)
+        scores[held] = np.round(odds - math.log(share / (1 - share)), 9)  # ties must stay ties
+    return chance, scores
 
 
 def _first_number(name: str) -> int:

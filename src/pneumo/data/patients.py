@@ -51,7 +51,7 @@ Box = tuple[float, float, float, float]
 class SampleConfig:
     """How many patients the sample has, from which seed, and the rows and columns of a picture in pixels.
 
-    Raises Refused if there is no patient, the seed is negative, or the size is not within 64 to 4096.
+    Raises Refused if there is no patient, the seed is negative, or the size is not within 64 to 1024.
     """
 
     patients: int = 800
@@ -64,8 +64,8 @@ class SampleConfig:
             raise Refused(f"The sample needs at least 1 patient, not {self.patients}.")
         if self.seed < 0:
             raise Refused(f"The sample's seed is {self.seed}: choose one of 0 or more.")
-        if not 64 <= self.size <= 4096:
-            raise Refused(f"The sample's pictures cannot have {self.size} pixels a side: choose 64 to 4096.")
+        if not 64 <= self.size <= RSNA_SIZE:
+            raise Refused(f"The sample's pictures cannot have {self.size} pixels a side: choose 64 to {RSNA_SIZE}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,13 +136,12 @@ def _row(
         warmup_steps=timing.warmup_steps,
         total_s=timing.total_s,
         time_s=_spread(time),
-        interval_kind=time.kind,
         images_per_s=_speed(timing),
         state_bytes=entry.state_bytes,
         step_peak_bytes=entry.step_peak_bytes,
         cpu_s=timing.cpu_s,
         late=[],
-        **_against(timing, reference, run.cores),
+        **({"interval_kind": time.kind} | _against(timing, reference, run.cores)),
         **_quality(run, answers.get(entry.run), answers.get(first) if first not in (None, entry.run) else None),
     )
 
@@ -190,6 +189,8 @@ def _account(timing: Timing, reference: Timing | None) -> dict[str, Any]:
 def _answers(folder: Path) -> dict[int, Answers]:
     """The predictions of each run that has validated; of a patient that occurs more than once the last row counts."""
     table = breakdown.columns(load_table(folder, "predictions"))
+    # Compared with a threshold as doubles everywhere: NumPy would round the threshold to the scores' precision.
+    table["score"] = table["score"].astype(np.float64)
     found = {}
     for run in np.unique(table["run"]).tolist():
         parts = {}

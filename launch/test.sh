@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Set up what is missing, then check everything that a machine can check. With arguments: only pytest, with them.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+"$root/launch/setup.sh"
+source "$root/.venv/bin/activate"
+cd "$root"
+(($# == 0)) || exec python -m pytest "$@"
+
+failed=()
+check() {
+    printf -- '--- %s\n' "$*"
+    "$@" || failed+=("$1")
+}
+check ruff check
+check ruff format --check
+check mypy
+check lint-imports
+check python -m pytest
+((${#failed[@]} == 0)) || { printf 'failed: %s\n' "${failed[*]}" >&2 && exit 1; }

@@ -1,0 +1,73 @@
+"""PyTorch's FSDP2 (fully_shard) over a c10d process group."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
+
+from pneumo.backends.base import Backend, MakeOptimizer
+from pneumo.timing.record import Recorder
+
+
+class Fsdp(Backend):
+    """Parameters, gradients and optimizer state are sharded; each layer is gathered when it is needed."""
+
+    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
+        """Shard the model's parameters in place, over dimension 0 of each; the optimizer sees only the shards."""
+        group = self.place.group
+        mesh = DeviceMesh.from_group(group, self.place.device.type)
+        sharded = [child for child in model.children() if any(True for _ in child.parameters())]
+        for child in sharded:
+            fully_shard(child, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        gather, scatter = _TimedAllGather(self.recorder), _TimedReduceScatter(self.recorder)
+        for part in model.modules():
+            # The root holds no parameter of its own where every layer is sharded: it has nothing to send.
+            if isinstance(part, FSDPModule) and (part is not model or not sharded):
+                part.set_custom_all_gather(gather)
+                part.set_custom_reduce_scatter(scatter)
+                part.set_gradient_divide_factor(1.0)  # summed: the loop has divided by the global weight already
+                part.set_force_sum_reduction_for_comms(True)  # Gloo has no PREMUL_SUM, which a factor would use
+        self.model, self.optimizer = model, make_optimizer(model.parameters())
+
+    def full_state(self) -> dict[str, torch.Tensor]:
+        """Gather the whole model on every rank; collective."""
+        return {
+            name: value.full_tensor() if hasattr(value, "full_tensor") else value
+            for name, value in self.model.state_dict().items()
+        }
+
+
+class _Allocate:
+    """The plain allocation that FSDP2 asks of a communication of one's own."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self.recorder = recorder
+
+    def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+
+class _TimedAllGather(_Allocate, AllGather):
+    """FSDP2's all-gather with a record of it; blocking on CPU, as FSDP2 calls it there."""
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
+    ) -> dist.Work | None:
+        with self.recorder.blocking("allgather", output_tensor, f"{group.size()} ranks"):
+            return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+
+
+class _TimedReduceScatter(_Allocate, ReduceScatter):
+    """FSDP2's reduce-scatter with a record of it."""
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> dist.Work | None:
+        with self.recorder.blocking("reduce_scatter", input_tensor, f"{group.size()} ranks"):
+            return dist.reduce_scatter_single(output_tensor, input_tensor, op=op, group=group, async_op=async_op)

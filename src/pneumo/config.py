@@ -1,0 +1,232 @@
+"""A study: what the flags and a TOML file ask for; parsed once, checked, frozen."""
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+
+from pneumo.backends import BACKENDS, COMMS
+from pneumo.errors import Refused
+from pneumo.models import MODELS, PLANNED
+
+DEFAULT_BUDGET_S = 215.0
+DEFAULT_EPOCHS = 5
+_COMPARE, _DATA, _TRAIN, _OUTPUT = "What to compare", "Data", "Training and timing", "Results"
+
+
+def _split(_type: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(part.strip() for token in tokens for part in token.value.split(",") if part.strip())
+
+
+def _split_numbers(_type: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in _split(_type, tokens))
+    except ValueError:
+        raise Refused(f"--ranks {tokens[0].value}: ranks are whole numbers with commas between, as in 1,2,4.") from None
+
+
+def _option(group: str, converter: Any = None) -> Parameter:
+    if converter is None:
+        return Parameter(group=group)
+    return Parameter(group=group, converter=converter, n_tokens=1, accepts_keys=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """Everything that is asked for. What is None follows from the world: its ranks, cores and GPUs."""
+
+    model: Annotated[str, _option(_COMPARE)] = "cnn"
+    "The model: cnn."
+    backends: Annotated[tuple[str, ...] | None, _option(_COMPARE, _split)] = None
+    "Backends with commas between: serial,ddp,fsdp,horovod (all that are installed)."
+    comm: Annotated[tuple[str, ...] | None, _option(_COMPARE, _split)] = None
+    "Communication libraries of ddp and fsdp: gloo,nccl (nccl with a GPU a rank, else gloo)."
+    ranks: Annotated[tuple[int, ...] | None, _option(_COMPARE, _split_numbers)] = None
+    "Numbers of ranks, as in 1,2,4 (the powers of two in the world, and the world)."
+    threads: Annotated[int | None, _option(_COMPARE)] = None
+    "Threads a rank (cores divided by ranks of the world, at least 1)."
+
+    data: Annotated[Path | None, _option(_DATA)] = None
+    "A folder in RSNA's layout (the built-in, generated sample)."
+    mapping: Annotated[Path | None, _option(_DATA)] = None
+    "RSNA's mapping file: splits by person instead of by image."
+    subset: Annotated[str, _option(_DATA)] = "balanced"
+    "balanced (as many negatives as positives) or all."
+    size: Annotated[int, _option(_DATA)] = 128
+    "Edge of the square pictures, in pixels."
+    cache: Annotated[Path | None, _option(_DATA)] = None
+    "Where preprocessed pictures are kept (pneumo in the user's cache)."
+    strict: Annotated[bool, _option(_DATA)] = False
+    "Refuse data with anything in quarantine."
+
+    epochs: Annotated[int | None, _option(_TRAIN)] = None
+    "Train for this many epochs (5 where the budget allows)."
+    budget: Annotated[str | None, _option(_TRAIN)] = None
+    "Time for all trainings together, as in 240s or 10m (215s; none where --epochs is given)."
+    blocks: Annotated[int, _option(_TRAIN)] = 6
+    "Timed blocks a run."
+    global_batch: Annotated[int | None, _option(_TRAIN)] = None
+    "Images a step over all ranks (32, or 24 where 3 ranks are among them)."
+    rank_batch: Annotated[int | None, _option(_TRAIN)] = None
+    "Weak scaling: images a step and rank, instead of --global-batch."
+    learning_rate: Annotated[float, _option(_TRAIN)] = 1e-3
+    "Adam's step size."
+    seed: Annotated[int, _option(_TRAIN)] = 0
+    "Decides the split, the order, the augmentation and the first parameters."
+
+    study: Annotated[str, _option(_OUTPUT)] = "main"
+    "The study's name: results go to OUT/STUDY/<UTC time>/."
+    out: Annotated[Path, _option(_OUTPUT)] = Path("results")
+    "Where results go."
+    save: Annotated[bool, _option(_OUTPUT)] = False
+    "Keep each trained model in checkpoints/."
+
+    @property
+    def budget_s(self) -> float | None:
+        """The budget in seconds; None where the epochs alone decide."""
+        if self.budget is not None:
+            return seconds(self.budget)
+        return None if self.epochs is not None else DEFAULT_BUDGET_S
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A study, and what to do with it."""
+
+    study: Study
+    dry_run: bool = False
+    json: Path | None = None
+
+
+def seconds(text: str) -> float:
+    """Read a duration such as 240s, 4m, 1.5h or a plain number of seconds; raises Refused."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h|)", text.strip())
+    if not match or float(match[1]) <= 0:
+        raise Refused(f"--budget {text}: a duration is a number above 0 with s, m or h, as in 240s.")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name that a mistyped one is nearest to, as the end of a sentence, with all known names."""
+    names = sorted(known)
+    found = difflib.get_close_matches(name, names, 1, 0.5)
+    hint = f"did you mean {found[0]}? " if found else ""
+    return f"{hint}(known: {', '.join(names)})"
+
+
+def parse(argv: Sequence[str]) -> Command | None:
+    """Read flags, and a TOML file where one is named, which flags override; None where --help was asked for.
+
+    Raises Refused with one sentence for anything that is unknown or out of range.
+    """
+    found: list[Command] = []
+    app = App(
+        name="python -m pneumo.launch",
+        help="Train with serial, DDP, FSDP and Horovod in one MPI world, interleaved, and compare.",
+        version_flags=[],
+    )
+
+    @app.default
+    def command(
+        file: Path | None = None,
+        /,
+        *,
+        study: Annotated[Study, Parameter(name="*")] = Study(),  # noqa: B008 -- frozen
+        dry_run: bool = False,
+        json: Path | None = None,
+    ) -> None:
+        """Train with serial, DDP, FSDP and Horovod in one MPI world, interleaved, and compare.
+
+        Parameters
+        ----------
+        file: a TOML file with any of the settings below; a flag overrides it.
+        dry_run: print the plan and do nothing; needs no mpirun.
+        json: also write summary.json's content (with --dry-run: the plan) to this file.
+        """
+        found.append(Command(study, dry_run, json))
+
+    tokens = list(argv)
+    try:
+        tokens = [*_from_file(tokens), *[t for t in tokens if not t.endswith(".toml")]]
+        function, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
+        function(*bound.args, **bound.kwargs)
+    except UnknownOptionError as error:
+        keyword = error.token.keyword or error.token.value if error.token else "?"
+        flags = [f"--{f.name.replace('_', '-')}" for f in fields(Study)] + ["--dry-run", "--json", "--help"]
+        raise Refused(f"Unknown flag {keyword}: {nearest(keyword, flags)}.") from None
+    except CycloptsError as error:
+        if isinstance(error.__cause__, Refused):
+            raise error.__cause__ from None
+        raise Refused(" ".join(str(error).split())) from None
+    if not found:
+        return None
+    _check(found[0].study)
+    return found[0]
+
+
+def _from_file(tokens: Sequence[str]) -> list[str]:
+    """Turn the TOML file among the tokens into flags, without those that the tokens give themselves."""
+    files = [t for t in tokens if t.endswith(".toml") and not t.startswith("-")]
+    if not files:
+        return []
+    try:
+        content = tomllib.loads(Path(files[0]).read_text())
+    except OSError as error:
+        raise Refused(f"Cannot read {files[0]} ({error.strerror}); name an existing TOML file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"{files[0]} is not valid TOML: {error}.") from None
+    known = [f.name for f in fields(Study)]
+    flags: list[str] = []
+    for key, value in {"study": Path(files[0]).stem, **content}.items():
+        if key not in known:
+            raise Refused(f"Unknown key {key} in {files[0]}: {nearest(key, known)}.")
+        flag = f"--{key.replace('_', '-')}"
+        if any(t.split("=")[0] in (flag, flag.replace("--", "--no-")) for t in tokens):
+            continue
+        if isinstance(value, bool):
+            flags.append(flag if value else flag.replace("--", "--no-"))
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            flags.append(f"{flag}={text}")
+    return flags
+
+
+def _check(study: Study) -> None:
+    """Refuse what can be refused without knowing the world."""
+    if study.model not in MODELS:
+        if study.model in PLANNED:
+            raise Refused(f"--model {study.model}: {PLANNED[study.model]}; known: {', '.join(MODELS)}.")
+        raise Refused(f"Unknown model {study.model}: {nearest(study.model, [*MODELS, *PLANNED])}.")
+    for name in study.backends or ():
+        if name not in BACKENDS:
+            raise Refused(f"Unknown backend {name}: {nearest(name, BACKENDS)}.")
+    for name in study.comm or ():
+        if name not in COMMS:
+            raise Refused(f"Unknown comm {name}: {nearest(name, COMMS)}.")
+    if study.subset not in ("balanced", "all"):
+        raise Refused(f"Unknown subset {study.subset}: {nearest(study.subset, ('balanced', 'all'))}.")
+    at_least_one = ("threads", "epochs", "blocks", "global_batch", "rank_batch")
+    for name in at_least_one:
+        value = getattr(study, name)
+        if value is not None and value < 1:
+            raise Refused(f"--{name.replace('_', '-')} {value}: this has to be at least 1 ({name}).")
+    for ranks in study.ranks or ():
+        if ranks < 1:
+            raise Refused(f"--ranks {ranks}: a run has at least 1 rank.")
+    if study.ranks == () or study.backends == () or study.comm == ():
+        raise Refused("--ranks, --backends and --comm need at least one value each.")
+    if study.seed < 0:
+        raise Refused(f"--seed {study.seed}: a seed is 0 or above.")
+    if study.size % 4 or not 16 <= study.size <= 1024:
+        raise Refused(f"--size {study.size}: pictures have an edge of 16 to 1024 pixels, a multiple of 4.")
+    if not study.learning_rate > 0 or math.isinf(study.learning_rate):
+        raise Refused(f"--learning-rate {study.learning_rate}: a step size is above 0.")
+    if study.global_batch and study.rank_batch:
+        raise Refused("--global-batch and --rank-batch exclude each other; give one.")
+    _ = study.budget_s

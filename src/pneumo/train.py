@@ -1,0 +1,229 @@
+"""The training loop. There is one, for every model and backend."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pneumo import backends, models
+from pneumo.backends.base import Place, local_bytes
+from pneumo.comm.groups import Groups
+from pneumo.config import Study
+from pneumo.data.loader import Batch, Loader, evaluation
+from pneumo.data.split import Split
+from pneumo.data.store import Store
+from pneumo.plan import Run
+from pneumo.process import PeakMemory
+from pneumo.timing.breakdown import carve
+from pneumo.timing.clock import StepClock, ThreadStamps
+from pneumo.timing.record import Collective, Recorder
+from pneumo.world import World
+
+Row = dict[str, Any]
+EVALUATION_BATCH = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """What one rank brings back from a block: rows of steps.parquet and collectives.parquet."""
+
+    steps: list[Row]
+    collectives: list[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The memory of a training on one rank, in bytes; `parameters` counts the whole model's."""
+
+    parameters: int
+    gradient_bytes: int
+    state_bytes: int
+    step_peak_bytes: int
+
+
+class Training:
+    """One run on this rank: its model stays alive from block to block and sleeps between them."""
+
+    def __init__(self, run: Run, study: Study, store: Store, split: Split, world: World, groups: Groups) -> None:
+        self.run, self._study, self._store, self._split, self._world = run, study, store, split, world
+        self.comm = world.first(run.ranks)
+        self.active = self.comm is not None
+        self.next_step = 0
+        self._peak_bytes = 0
+        self._prepared = False
+        if not self.active:
+            return
+        self._now = ThreadStamps()
+        self._recorder = Recorder(self._now)
+        device = torch.device(run.device, world.local_rank if run.device == "cuda" else None)
+        settle = torch.cuda.synchronize if run.device == "cuda" else lambda: None
+        self._clock = StepClock(self._now, settle)
+        place = Place(self.comm, groups.get(run.comm, run.ranks), device)
+        self._task = models.load(run.model)(study.size, study.learning_rate)
+        self._backend = backends.load(run.backend)(place, self._recorder)
+        self._loader = Loader(
+            store,
+            split.train,
+            size=study.size,
+            global_batch=run.global_batch,
+            seed=study.seed,
+            rank=self.comm.rank,
+            world_size=run.ranks,
+            augment=True,
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global steps an epoch."""
+        return -(-len(self._split.train) // self.run.global_batch)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """The ranks of this run work inside; all others sleep at its end until they are done. Collective."""
+        if self.active:
+            self._world.bind(self.run.ranks, self.run.threads)
+            torch.set_num_threads(self.run.threads)
+            self._backend.resume()
+            if not self._prepared:
+                self._prepare()
+        yield
+        if self.active:
+            self._backend.pause()
+        self._world.wait()
+
+    def _prepare(self) -> None:
+        torch.manual_seed(self._study.seed)
+        model = self._task.build().to(self._backend.place.device)
+        self._parameters = sum(p.numel() for p in model.parameters())
+        self._gradient_bytes = local_bytes(model.parameters())
+        self._backend.prepare(model, self._task.optimizer)
+        self._prepared = True
+
+    def advance(self, block: int, count: int, *, warmup: bool) -> Block:
+        """Train `count` steps; on the ranks of this run. They begin together."""
+        peak, steps, collectives = PeakMemory(), [], []
+        self._backend.model.train()
+        peak.begin()
+        self.comm.Barrier()
+        for step in range(self.next_step, self.next_step + count):
+            row, calls = self._step(step)
+            steps.append({**row, "run": self.run.run, "block": block, "rank": self.comm.rank, "warmup": warmup})
+            collectives.extend(self._collective_rows(calls, block, step))
+        self.next_step += count
+        if not warmup:
+            self._peak_bytes = max(self._peak_bytes, peak.end())
+        return Block(steps, collectives)
+
+    def _step(self, step: int) -> tuple[Row, list[Collective]]:
+        clock, backend = self._clock, self._backend
+        clock.begin()
+        with clock.phase("data"):
+            batch = self._loader.batch(step)
+            images, labels = self._on_device(batch)
+        with clock.phase("forward"):
+            total, weight = self._task.loss(backend.model, images, labels)
+        with clock.phase("backward"):
+            backend.backward(total / batch.total)
+        with clock.phase("optimizer"):
+            backend.step()
+        loss = total.item() / weight if weight else None
+        return self._step_row(step, "train", len(labels), loss)
+
+    def _step_row(self, step: int, kind: str, images: int, loss: float | None) -> tuple[Row, list[Collective]]:
+        """End the clock's step; returns its row without the columns that tell the run, and its collectives."""
+        whole, spans, helpers_cpu_ns = self._clock.end()
+        calls, waits = self._recorder.take()
+        row: Row = {"step": step, "kind": kind, "images": images, "loss": loss}
+        row |= {"begin_ns": whole.begin.wall_ns, "wall_ns": whole.end.wall_ns - whole.begin.wall_ns}
+        for phase, (wall, cpu, delay) in carve(whole, spans, waits).items():
+            row |= {f"{phase}_ns": wall, f"{phase}_cpu_ns": cpu, f"{phase}_delay_ns": delay}
+        return row | {"helpers_cpu_ns": helpers_cpu_ns}, calls
+
+    def _on_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        device = self._backend.place.device
+        return torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.labels).to(device)
+
+    def _collective_rows(self, calls: list[Collective], block: int, step: int) -> list[Row]:
+        fixed = {"run": self.run.run, "block": block, "rank": self.comm.rank, "step": step, "backend": self.run.comm}
+        return [fixed | asdict(call) for call in calls]
+
+    def evaluate(self, block: int) -> tuple[Block, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """Answer the calibration and the validation images, shared among the ranks of this run.
+
+        Returns the timed rows and, for each part, the positions in the store's index and the probabilities that this
+        rank computed. Every image is answered once; all ranks take part in the same number of batches.
+        """
+        self._backend.model.eval()
+        rows: list[Row] = []
+        collectives: list[Row] = []
+        answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        step = self.next_step
+        with torch.no_grad():
+            for part in ("calibrate", "validate"):
+                found: list[tuple[np.ndarray, np.ndarray]] = []
+                batches = evaluation(
+                    self._store,
+                    getattr(self._split, part),
+                    size=self._study.size,
+                    rank=self.comm.rank,
+                    world_size=self.run.ranks,
+                    batch=EVALUATION_BATCH,
+                )
+                while True:
+                    self._clock.begin()
+                    with self._clock.phase("data"):
+                        batch = next(batches, None)
+                        if batch is None:
+                            break
+                        images, _ = self._on_device(batch)
+                    with self._clock.phase("forward"):
+                        found.append((batch.samples, self._task.answers(self._backend.model, images)))
+                    row, calls = self._step_row(step, "validate", len(images), None)
+                    rows.append({**row, "run": self.run.run, "block": block, "rank": self.comm.rank, "warmup": False})
+                    collectives.extend(self._collective_rows(calls, block, step))
+                    step += 1
+                answers[part] = (
+                    np.concatenate([samples for samples, _ in found]) if found else np.zeros(0, np.int64),
+                    np.concatenate([scores for _, scores in found]) if found else np.zeros(0, np.float32),
+                )
+        return Block(rows, collectives), answers
+
+    def sizes(self) -> Sizes:
+        """The memory of this training on this rank."""
+        state = [
+            value for values in self._backend.optimizer.state.values() for value in values.values()
+        ]  # a sharded optimizer's values are sharded as well
+        held = local_bytes(self._backend.module.parameters())
+        buffers = local_bytes(self._backend.module.buffers())
+        total = 2 * held + buffers + local_bytes(state)  # parameters and as many bytes of gradients
+        return Sizes(self._parameters, self._gradient_bytes, total, self._peak_bytes)
+
+    def full_state(self) -> Mapping[str, torch.Tensor]:
+        """The whole model's tensors by a serial model's names; collective over the run's ranks."""
+        return self._backend.full_state()
+
+    def close(self) -> None:
+        """Free what the training holds."""
+        if self.active:
+            self._backend.close()
+            self._now.close()
+
+
+def order(trainings: list[Training], block: int) -> list[Training]:
+    """The order of the trainings within a block: it alternates, so that no run always follows the same one."""
+    return trainings if block % 2 == 0 else trainings[::-1]
+
+
+def step_seconds(block: Block) -> float:
+    """The median wall time of a block's steps, in seconds, without the first where there are several."""
+    times = [row["wall_ns"] / 1e9 for row in block.steps]
+    return float(np.median(times[1:] or times))
+
+
+def utc_now() -> str:
+    """The time of day as run.json writes it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

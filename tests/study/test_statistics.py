@@ -1,0 +1,240 @@
+"""Estimates against scipy, scikit-learn, closed forms and enumeration."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from pneumo.study import statistics as s
+
+finite = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
+
+
+@pytest.mark.parametrize(("n", "confidence"), [(6, 0.96875), (7, 0.96875), (8, 0.9609375), (10, 0.951171875)])
+def test_exact_interval_has_the_tabulated_confidence(n: int, confidence: float) -> None:
+    cut = s.signed_rank_cut(n)
+    assert cut is not None
+    assert cut[1] == pytest.approx(confidence, abs=1e-12)
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_no_interval_below_six_blocks(n: int) -> None:
+    assert s.signed_rank_cut(n) is None
+    found = s.hodges_lehmann(list(range(n)))
+    assert (found.kind, found.low, found.high, found.confidence) == ("range", 0, n - 1, None)
+
+
+@pytest.mark.parametrize("n", range(6, 13))
+def test_cut_against_the_enumeration_of_all_signs(n: int) -> None:
+    sums = [sum(r for r, sign in zip(range(1, n + 1), signs) if sign) for signs in itertools.product((0, 1), repeat=n)]
+    cut, confidence = s.signed_rank_cut(n) or (None, None)
+    assert cut is not None
+    tail = [sum(w <= k for w in sums) / 2**n for k in (cut, cut + 1)]
+    assert tail[0] <= 0.025 < tail[1]
+    assert confidence == pytest.approx(1 - 2 * tail[0], abs=1e-12)
+
+
+@given(st.lists(finite, min_size=6, max_size=14, unique=True), st.sampled_from([0.8, 0.9, 0.95]))
+@settings(deadline=None, max_examples=40)
+def test_interval_holds_exactly_the_centres_that_wilcoxon_does_not_reject(values: list[float], level: float) -> None:
+    x = np.array(values)
+    found = s.hodges_lehmann(x, level)
+    walsh = sorted({(a + b) / 2 for a, b in itertools.combinations_with_replacement(values, 2)})
+    for low, high in itertools.pairwise(walsh):
+        centre = (low + high) / 2
+        distances = np.abs(x - centre)
+        if high - low < 1e-6 or np.unique(distances.round(9)).size < x.size or distances.min() < 1e-9:
+            continue
+        accepted = stats.wilcoxon(x - centre, method="exact").pvalue > 1 - level + 1e-12
+        assert accepted == (found.low < centre < found.high)
+
+
+@given(st.lists(finite, min_size=1, max_size=12), st.floats(-50, 50), st.floats(0.1, 10))
+@settings(deadline=None)
+def test_estimate_moves_and_scales_with_the_values(values: list[float], shift: float, scale: float) -> None:
+    plain, moved = s.hodges_lehmann(values), s.hodges_lehmann([scale * v + shift for v in values])
+    for a, b in ((plain.value, moved.value), (plain.low, moved.low), (plain.high, moved.high)):
+        assert b == pytest.approx(scale * a + shift, abs=1e-6)
+    assert plain.low <= plain.value <= plain.high
+
+
+def test_interval_covers_what_it_states() -> None:
+    draws = np.random.default_rng(0).laplace(1.0, 1.0, size=(4000, 6))
+    covered = np.mean([(e := s.hodges_lehmann(x)).low <= 1.0 <= e.high for x in draws])
+    assert covered == pytest.approx(0.96875, abs=4 * math.sqrt(0.969 * 0.031 / 4000))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "verdict"),
+    [
+        ([1.5, 1.6, 1.55, 1.52, 1.58, 1.49], "faster"),
+        ([0.5, 0.6, 0.55, 0.52, 0.58, 0.49], "slower"),
+        ([1.01, 0.99, 1.02, 1.0, 0.98, 1.015], "equivalent"),
+        ([1.01, 1.02, 1.02, 1.01, 1.03, 1.015], "equivalent"),
+        ([1.3, 0.8, 1.2, 0.9, 1.1, 0.95], "undecided"),
+        ([1.5, 1.6, 1.55], "undecided"),
+        ([1.5], "undecided"),
+    ],
+)
+def test_verdicts(ratios: list[float], verdict: str) -> None:
+    theirs = {i: 2.0 + i for i in range(len(ratios))}
+    found = s.compare({i: ratio * theirs[i] for i, ratio in enumerate(ratios)}, theirs)
+    assert found is not None
+    assert found.verdict == verdict
+    assert (found.more_blocks is not None) == (verdict == "undecided")
+    assert found.ratio.low == pytest.approx(min(ratios))
+    assert found.ratio.high == pytest.approx(max(ratios))
+    if len(ratios) < 6:
+        assert found.more_blocks is not None
+        assert len(ratios) + found.more_blocks >= 6
+
+
+def test_the_blocks_asked_for_decide_about_half_the_time_or_more() -> None:
+    rng, decided, tried = np.random.default_rng(3), 0, 0
+    while tried < 60:
+        logs = rng.normal(0.12, 0.2, size=120)
+        first = s.compare(dict(enumerate(np.exp(logs[:8]))), dict.fromkeys(range(8), 1.0))
+        assert first is not None
+        if first.verdict != "undecided" or first.more_blocks is None or first.more_blocks > 100:
+            continue
+        n, tried = 8 + first.more_blocks, tried + 1
+        second = s.compare(dict(enumerate(np.exp(logs[:n]))), dict.fromkeys(range(n), 1.0))
+        decided += second is not None and second.verdict != "undecided"
+    assert decided >= 0.4 * tried
+
+
+def test_comparison_uses_only_the_blocks_that_both_have() -> None:
+    found = s.compare({1: 2.0, 2: 2.0, 9: 50.0}, {0: 7.0, 1: 1.0, 2: 1.0})
+    assert found is not None
+    assert (found.blocks, found.ratio.value) == (2, pytest.approx(2.0))
+    assert s.compare({0: 1.0}, {1: 1.0}) is None
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=6, max_size=9))
+@settings(deadline=None)
+def test_comparison_turned_round_is_its_inverse(speeds: list[float]) -> None:
+    ours, theirs = dict(enumerate(speeds)), dict(enumerate(reversed(speeds)))
+    forth, back = s.compare(ours, theirs), s.compare(theirs, ours)
+    assert forth is not None
+    assert back is not None
+    assert forth.ratio.value * back.ratio.value == pytest.approx(1)
+    assert forth.ratio.low * back.ratio.high == pytest.approx(1)
+    opposite = {"faster": "slower", "slower": "faster"}
+    assert back.verdict == opposite.get(forth.verdict, forth.verdict)
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+@settings(deadline=None)
+def test_wilson_against_scipy(case: tuple[int, int]) -> None:
+    k, n = case
+    expected = stats.binomtest(k, n).proportion_ci(method="wilson")
+    assert s.wilson(k, n) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_wilson_of_nothing_is_everything() -> None:
+    assert s.wilson(0, 0) == (0.0, 1.0)
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
+@settings(deadline=None)
+def test_mcnemar_against_scipy(only_ours: int, only_theirs: int, both: int) -> None:
+    ours = [True] * only_ours + [False] * only_theirs + [True] * both
+    theirs = [False] * only_ours + [True] * only_theirs + [True] * both
+    n = only_ours + only_theirs
+    expected = stats.binomtest(only_ours, n).pvalue if n else 1.0
+    assert s.mcnemar(ours, theirs) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_of_many_discordant_patients_does_not_overflow() -> None:
+    p = s.mcnemar([True] * 1500 + [False] * 1600, [False] * 1500 + [True] * 1600)
+    assert p == pytest.approx(stats.binomtest(1500, 3100).pvalue, rel=1e-9)
+
+
+def two_classes(seed: int, n: int = 80, ties: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(2, size=n)
+    labels[:2] = 0, 1
+    common = labels + rng.normal(size=n)
+    a, b = common + 0.5 * rng.normal(size=n), common + rng.normal(size=n)
+    return labels, a.round(1) if ties else a, b.round(1) if ties else b
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_auc_against_sklearn_and_variance_by_its_definition(seed: int) -> None:
+    labels, scores, _ = two_classes(seed)
+    found = s.delong(labels, scores)
+    assert found.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    positive, negative = scores[labels == 1], scores[labels == 0]
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    expected = wins.mean(1).var(ddof=1) / positive.size + wins.mean(0).var(ddof=1) / negative.size
+    assert found.variance == pytest.approx(expected, rel=1e-12)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_paired_difference_by_its_definition(seed: int) -> None:
+    labels, a, b = two_classes(seed)
+    found = s.delong_difference(labels, a, b)
+
+    def wins(scores: np.ndarray) -> np.ndarray:
+        positive, negative = scores[labels == 1], scores[labels == 0]
+        return (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+
+    wa, wb = wins(a), wins(b)
+    variance = np.zeros(())
+    for axis in (0, 1):  # var(a) + var(b) - 2 cov(a, b) of the components, DeLong's covariance matrix
+        covariance = np.cov(wa.mean(axis), wb.mean(axis)) / wa.mean(axis).size
+        variance = variance + covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    z = found.value / math.sqrt(variance)
+    assert found.value == pytest.approx(roc_auc_score(labels, a) - roc_auc_score(labels, b), abs=1e-12)
+    assert found.p == pytest.approx(2 * stats.norm.sf(abs(z)), rel=1e-9)
+    assert found.high - found.value == pytest.approx(stats.norm.ppf(0.975) * math.sqrt(variance), rel=1e-9)
+
+
+def test_auc_interval_covers() -> None:
+    truth, covered = float(stats.norm.cdf(1.5 / math.sqrt(2))), 0
+    rng = np.random.default_rng(5)
+    labels = np.repeat([0, 1], 50)
+    for _ in range(800):
+        found = s.delong(labels, rng.normal(size=100) + 1.5 * labels)
+        covered += found.low <= truth <= found.high
+    assert 0.92 <= covered / 800 <= 0.975
+
+
+def test_a_perfect_auc_does_not_claim_to_be_certain() -> None:
+    found = s.delong([0] * 10 + [1] * 20, list(range(30)))
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert 0.6 < found.low < 0.8
+
+
+def test_equal_scores_do_not_differ() -> None:
+    labels, a, _ = two_classes(1)
+    found = s.delong_difference(labels, a, a)
+    assert (found.value, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+def test_bootstrap_of_a_mean_is_seeded_and_close_to_the_normal_interval() -> None:
+    x = np.random.default_rng(0).normal(size=400)
+    low, high = s.bootstrap_mean(x, seed=1)
+    half = 1.96 * x.std() / 20
+    assert (low, high) == s.bootstrap_mean(x, seed=1) != s.bootstrap_mean(x, seed=2)
+    assert low == pytest.approx(x.mean() - half, abs=0.2 * half)
+    assert high == pytest.approx(x.mean() + half, abs=0.2 * half)
+
+
+def test_bootstrap_of_counts_agrees_with_resampled_patients() -> None:
+    counts, rng = (40, 10, 35, 15), np.random.default_rng(0)
+    cells = np.repeat(np.arange(4), counts)
+
+    def f1(c: np.ndarray) -> np.ndarray:
+        return 2 * c[:, 0] / (2 * c[:, 0] + c[:, 1] + c[:, 3])
+
+    resampled = np.array([np.bincount(rng.choice(cells, 100), minlength=4) for _ in range(4000)])
+    expected = np.quantile(f1(resampled), [0.025, 0.975])
+    assert s.bootstrap_counts(counts, f1, seed=0) == pytest.approx(expected, abs=0.015)
+    assert s.bootstrap_counts((0, 0, 5, 0), f1, seed=0) is None
