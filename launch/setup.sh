@@ -145,9 +145,10 @@ interrupted() {
 }
 
 make_venv() {
-    if [[ -e $venv ]] && ! grep -qsF "VIRTUAL_ENV=\"$venv\"" "$venv/bin/activate" && ! grep -qsF "VIRTUAL_ENV='$venv'" "$venv/bin/activate" &&
-        ! grep -qsF "VIRTUAL_ENV=$venv" "$venv/bin/activate"; then
-        rm -rf "$venv" # of another place, or half made
+    local version='import sys; print(sys.prefix, *sys.version_info[:2])'
+    if [[ -e $venv && $("$venv/bin/python" -c "$version" 2>/dev/null) != "$venv $("$python" -c "$version" | awk '{ print $(NF - 1), $NF }')" ]] ||
+        ! grep -qsF "$venv" "$venv/bin/activate"; then
+        rm -rf "$venv" # of another Python or another place, or half made
     fi
     say "set-up: $("$python" --version), $("$compiler" --version | head -n 1), MPI: $mpi"
     "$python" -m venv "$venv" || die 1 "$python could not make $venv."

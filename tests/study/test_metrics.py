@@ -1,4 +1,5 @@
 """Metrics against scikit-learn, and the threshold against brute force and perturbation."""
+# mypy: disable-error-code="import-untyped"
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
 """Estimates against scipy, scikit-learn, closed forms and enumeration."""
+# mypy: disable-error-code="import-untyped"
 
 import itertools
 import math
@@ -15,7 +16,7 @@ from pneumo.study import statistics as s
 finite = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
 
 
-@pytest.mark.parametrize(("n", "confidence"), [(6, 0.96875), (7, 0.96875), (8, 0.9609375), (10, 0.951171875)])
+@pytest.mark.parametrize(("n", "confidence"), [(6, 0.96875), (7, 0.953125), (8, 0.9609375), (10, 0.951171875)])
 def test_exact_interval_has_the_tabulated_confidence(n: int, confidence: float) -> None:
     cut = s.signed_rank_cut(n)
     assert cut is not None
@@ -31,7 +32,7 @@ def test_no_interval_below_six_blocks(n: int) -> None:
 
 @pytest.mark.parametrize("n", range(6, 13))
 def test_cut_against_the_enumeration_of_all_signs(n: int) -> None:
-    sums = [sum(r for r, sign in zip(range(1, n + 1), signs) if sign) for signs in itertools.product((0, 1), repeat=n)]
+    sums = [sum(r * sign for r, sign in enumerate(signs, 1)) for signs in itertools.product((0, 1), repeat=n)]
     cut, confidence = s.signed_rank_cut(n) or (None, None)
     assert cut is not None
     tail = [sum(w <= k for w in sums) / 2**n for k in (cut, cut + 1)]
@@ -111,7 +112,8 @@ def test_the_blocks_asked_for_decide_about_half_the_time_or_more() -> None:
 def test_comparison_uses_only_the_blocks_that_both_have() -> None:
     found = s.compare({1: 2.0, 2: 2.0, 9: 50.0}, {0: 7.0, 1: 1.0, 2: 1.0})
     assert found is not None
-    assert (found.blocks, found.ratio.value) == (2, pytest.approx(2.0))
+    assert found.blocks == 2
+    assert found.ratio.value == pytest.approx(2.0)
     assert s.compare({0: 1.0}, {1: 1.0}) is None
 
 
@@ -183,7 +185,7 @@ def test_paired_difference_by_its_definition(seed: int) -> None:
 
     def wins(scores: np.ndarray) -> np.ndarray:
         positive, negative = scores[labels == 1], scores[labels == 0]
-        return (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+        return np.asarray((positive[:, None] > negative) + 0.5 * (positive[:, None] == negative))
 
     wa, wb = wins(a), wins(b)
     variance = np.zeros(())
@@ -232,7 +234,7 @@ def test_bootstrap_of_counts_agrees_with_resampled_patients() -> None:
     cells = np.repeat(np.arange(4), counts)
 
     def f1(c: np.ndarray) -> np.ndarray:
-        return 2 * c[:, 0] / (2 * c[:, 0] + c[:, 1] + c[:, 3])
+        return np.asarray(2 * c[:, 0] / (2 * c[:, 0] + c[:, 1] + c[:, 3]))
 
     resampled = np.array([np.bincount(rng.choice(cells, 100), minlength=4) for _ in range(4000)])
     expected = np.quantile(f1(resampled), [0.025, 0.975])

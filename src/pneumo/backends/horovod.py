@@ -56,4 +56,4 @@ class Horovod(Backend):
             horovod_optimizer.synchronize = original
         with self.optimizer.skip_synchronize():  # type: ignore[attr-defined]
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()  # Horovod's takes no argument; torch's default frees the gradients

@@ -12,7 +12,9 @@ from cyclopts import App, CycloptsError, Parameter
 
 from pneumo.errors import PneumoError, Refused
 
-app = App(name="python -m pneumo.data", version_flags=[], help_format="plaintext")
+USAGE = "Usage: python -m pneumo.data DIR [OPTIONS]\n       python -m pneumo.data FILES... --png OUT [OPTIONS]"
+
+app = App(name="python -m pneumo.data", usage=USAGE, version_flags=[], help_format="markdown")
 
 
 @app.default
@@ -21,9 +23,7 @@ def command(
     json: Annotated[Path | None, Parameter(help="Write what was found to this JSON file.")] = None,
     strict: Annotated[bool, Parameter(help="Refuse (exit 2) if anything is unsound.", negative="")] = False,
     mapping: Annotated[Path | None, Parameter(help="RSNA's mapping file: which images show the same person.")] = None,
-    png: Annotated[
-        Path | None, Parameter(help="Write each file as models see it to this folder, as <name>.png.")
-    ] = None,
+    png: Annotated[Path | None, Parameter(help="Write what models see of each file to this folder.")] = None,
     size: Annotated[int, Parameter(help="Side of those pictures, in pixels.")] = 128,
     threads: Annotated[int | None, Parameter(help="Threads that read files; by default one a core.")] = None,
 ) -> int:

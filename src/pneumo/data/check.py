@@ -59,15 +59,14 @@ class Report:
             "reasons": count_reasons(self.quarantine),
             "metadata": {
                 "groups": metadata.tabulate(self.subjects),
-                "positive_rate": {
-                    field: {
-                        group: asdict(rate) for group, rate in metadata.positive_rates(self.subjects, field).items()
-                    }
-                    for field in metadata.GROUPS
-                },
+                "positive_rate": {field: self._rates(field) for field in metadata.GROUPS},
                 "prediction": [asdict(one) for one in metadata.predict(self.subjects)],
             },
         }
+
+    def _rates(self, field: str) -> dict[str, dict[str, Any]]:
+        rates = metadata.positive_rates(self.subjects, field)
+        return {group: asdict(rate) for group, rate in rates.items()}
 
 
 def check(root: Path, mapping: Path | None, threads: int) -> Report:
@@ -111,9 +110,9 @@ def inspect_all(patients: Sequence[Patient], threads: int) -> list["Inspection"]
         return found
 
     at_once = max(1, min(64, len(patients) // (4 * threads)))
-    bag = dask.bag.from_sequence(patients, partition_size=at_once).map_partitions(some)
+    bag = dask.bag.from_sequence(patients, partition_size=at_once)  # type: ignore[no-untyped-call]
     with quiet_decoders():
-        return list(bag.compute(scheduler="threads", num_workers=threads))
+        return list(bag.map_partitions(some).compute(scheduler="threads", num_workers=threads))
 
 
 def quarantine_of(patients: Sequence[Patient], inspections: Sequence["Inspection"]) -> list[Quarantined]:

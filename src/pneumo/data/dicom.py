@@ -10,6 +10,7 @@ exception says, since decoders quote what they stumble over.
 
 import os
 import re
+import struct
 import sys
 import warnings
 import zlib
@@ -80,6 +81,8 @@ def read_grey(path: str | os.PathLike[str], modalities: Collection[str] | None =
     try:
         dataset = _read(Path(path))
         header = _header(dataset)
+        if "PixelData" not in dataset:
+            raise Undecodable("corrupt", "has no pixel data, or ends too early")
         if modalities is not None and header.modality not in modalities:
             found = f"modality {header.modality}" if header.modality else "no known modality"
             raise Undecodable("wrong_modality", f"has {found}, not one of {', '.join(modalities)}")
@@ -161,7 +164,7 @@ def _read(path: Path) -> Dataset:
 
 
 def _value(dataset: Dataset, keyword: str) -> Any:
-    """Return an element's value, or None if it is absent, empty or unreadable (values are parsed when first touched)."""
+    """Return an element's value, or None if it is absent, empty or unreadable (it is parsed when first touched)."""
     try:
         value = dataset.get(keyword)
         return None if value is None or value == "" else value
@@ -196,8 +199,6 @@ def _header(dataset: Dataset) -> Header:
 
 def _check(dataset: Dataset, header: Header) -> None:
     """Refuse what is not one grey picture of 8 to 16 bits, before memory is spent on it."""
-    if "PixelData" not in dataset:
-        raise Undecodable("corrupt", "has no pixel data, or ends too early")
     if header.rows < 1 or header.columns < 1:
         raise Undecodable("corrupt", "the header gives no picture size")
     if max(header.rows, header.columns) > LONGEST_SIDE:
@@ -221,7 +222,11 @@ def _stored(dataset: Dataset, header: Header) -> npt.NDArray[Any]:
         # decoders fill up what is missing, and say nothing.
         if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
             raise Undecodable("corrupt", "its compressed picture ends too early")
-        if syntax == JPEGBaseline8Bit and _jpeg_size(frame) == (header.rows, header.columns):
+        # gdcm trusts a frame's own header, and crashes the process where a damaged one asks for 202 bits.
+        precision, rows, columns, components = _frame_header(frame)
+        if (rows, columns, components) != (header.rows, header.columns, 1) or not 2 <= precision <= 16:
+            raise Undecodable("corrupt", "its compressed picture is not the one that its header describes")
+        if syntax == JPEGBaseline8Bit and precision == 8:
             flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
             pixels = cv2.imdecode(np.frombuffer(frame, np.uint8), flags)
     if pixels is None:
@@ -243,20 +248,23 @@ def _by_pydicom(dataset: Dataset, syntax: UID) -> npt.NDArray[Any]:
         raise Undecodable("corrupt", text) from None
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """Return (rows, columns) of an 8-bit grey JPEG picture, from its frame header (ITU T.81 B.2.2), else None."""
+def _frame_header(frame: bytes) -> tuple[int, int, int, int]:
+    """Return (bits, rows, columns, components) that a JPEG, JPEG-LS or JPEG 2000 code stream gives itself, else zeros.
+
+    ITU T.81 B.2.2 (markers SOF0 to SOF3), T.87 C.2.2 (SOF55), T.800 A.5.1 (SIZ).
+    """
+    if frame[2:4] == b"\xff\x51":
+        right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
+        components, bits = struct.unpack_from(">HB", frame, 40)
+        return (bits & 0x7F) + 1, bottom - top, right - left, components
     at = 2
     while at + 10 <= len(frame) and frame[at] == 0xFF:
-        marker = frame[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker in (0xC0, 0xC1, 0xC2):
-            grey = frame[at + 4] == 8 and frame[at + 9] == 1
-            size = int.from_bytes(frame[at + 5 : at + 7], "big"), int.from_bytes(frame[at + 7 : at + 9], "big")
-            return size if grey else None
-        else:
-            at += 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
-    return None
+        marker, length = struct.unpack_from(">BH", frame, at + 1)
+        if marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xF7):
+            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, at + 4)
+            return bits, rows, columns, components
+        at += 1 if marker == 0xFF else 2 + length  # a fill byte, or a segment of no interest
+    return 0, 0, 0, 0
 
 
 def _render(dataset: Dataset, stored: npt.NDArray[Any]) -> Picture:

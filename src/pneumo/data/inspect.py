@@ -1,4 +1,4 @@
-"""Opens one patient's file: its pictures at the sizes that are wanted, its statistics, or the reason to leave it out."""
+"""Opens one patient's file: its pictures at the wanted sizes, its statistics, or the reason to leave it out."""
 
 import hashlib
 from collections.abc import Sequence

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -38,7 +39,7 @@ def shares(count: int, world_size: int) -> list[slice]:
     """Cut range(count) into one contiguous slice for each rank; lengths differ by at most one, longer ones first."""
     short, longer = divmod(count, world_size)
     edges = [rank * short + min(rank, longer) for rank in range(world_size + 1)]
-    return [slice(begin, end) for begin, end in zip(edges, edges[1:], strict=False)]
+    return [slice(begin, end) for begin, end in pairwise(edges)]
 
 
 def scale(pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:

@@ -15,11 +15,11 @@ from pydicom.dataset import Dataset
 Values = npt.NDArray[np.float64]
 
 TAILS: Final = 0.005
-"""The fraction of pixels beyond each end of the range that is spread over the screen, for pictures deeper than 8 bits."""
+"""The fraction of pixels beyond each end of the range that is shown of pictures deeper than 8 bits."""
 
 
 def modality(dataset: Dataset, levels: Values) -> Values:
-    """Return the values that the stored levels stand for: by the Modality LUT, or slope and intercept, or as they are."""
+    """Return what the stored levels stand for: by the Modality LUT, or slope and intercept, or as they are."""
     item = _first(dataset, "ModalityLUTSequence")
     if item is not None:
         return _look_up(dataset, item, levels)[0]
@@ -103,7 +103,7 @@ def _number(dataset: Dataset, keyword: str) -> float | None:
     try:
         value = dataset.get(keyword)
         value = value[0] if hasattr(value, "__getitem__") and not isinstance(value, str) else value
-        number = float(value)  # type: ignore[arg-type]
+        number = float(value)
     except Exception:  # absent, empty, or text that is no number: pydicom parses when a value is first touched
         return None
     return number if math.isfinite(number) else None

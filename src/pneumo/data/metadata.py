@@ -19,8 +19,8 @@ Ints = npt.NDArray[np.int64]
 
 UNKNOWN: Final = "unknown"
 AGE_BANDS: Final = ((0, 17), (18, 39), (40, 59), (60, 79), (80, 120))
-FOLDS: Final = 10
-FEWEST: Final = 20
+FOLDS: Final = 5
+FEWEST: Final = 30
 """Patients of either label below which nothing is said about prediction."""
 
 Z95: Final = 1.959963984540054
@@ -96,9 +96,7 @@ def tabulate(subjects: Sequence[Subject]) -> dict[str, dict[str, dict[str, int]]
             row = table.setdefault(group_of(subject), {})
             name = class_of(subject)
             row[name] = row.get(name, 0) + 1
-        tables[field] = dict(
-            sorted(table.items(), key=lambda item: (item[0] == UNKNOWN, _first_number(item[0]), item[0]))
-        )
+        tables[field] = {group: table[group] for group in sorted(table, key=_rank)}
     return tables
 
 
@@ -108,7 +106,7 @@ def positive_rates(subjects: Sequence[Subject], field: str) -> dict[str, Rate]:
     for subject in subjects:
         labels.setdefault(GROUPS[field](subject), []).append(subject.label)
     rates = {}
-    for group in sorted(labels, key=lambda name: (name == UNKNOWN, _first_number(name), name)):
+    for group in sorted(labels, key=_rank):
         images, positive = len(labels[group]), sum(labels[group])
         low, high = wilson(positive, images)
         rates[group] = Rate(images, positive, positive / images, low, high)
@@ -118,7 +116,7 @@ def positive_rates(subjects: Sequence[Subject], field: str) -> dict[str, Rate]:
 def predict(subjects: Sequence[Subject], seed: int = 0) -> list[Prediction]:
     """Return how well view, sex, age, and all three foretell the label: logistic regression, out of fold.
 
-    Ten folds, stratified by label, a person's images in one fold. Empty where there are fewer than FEWEST positive or
+    Five folds, stratified by label, a person's images in one fold. Empty where there are fewer than FEWEST positive or
     negative images, or persons: then nothing can be said.
     """
     labels = np.array([subject.label for subject in subjects], np.int64)
@@ -130,29 +128,39 @@ def predict(subjects: Sequence[Subject], seed: int = 0) -> list[Prediction]:
     for name in ("view", "sex", "age", "view, sex and age"):
         fields = ("view", "sex", "age") if "," in name else (name,)
         columns = [_encode(subjects, field) for field in fields]
-        chance, scores = _out_of_fold(np.concatenate(columns, axis=1), labels, folds)
+        chance = _out_of_fold(np.concatenate(columns, axis=1), labels, folds)
         right = int(((chance >= 0.5) == (labels == 1)).sum())
-        area, low, high = auc(labels, scores)
+        area, low, high = auc(labels, chance, folds)
         majority = max(labels.mean(), 1 - labels.mean())
         accuracy = wilson(right, labels.size)
         found.append(Prediction(name, labels.size, area, low, high, right / labels.size, *accuracy, float(majority)))
     return found
 
 
-def auc(labels: Ints, scores: Floats) -> tuple[float, float, float]:
-    """Return the area under the ROC curve and its 95 % interval; labels and scores are (n,), both labels must occur.
+def auc(labels: Ints, scores: Floats, strata: Ints) -> tuple[float, float, float]:
+    """Return the area under the ROC curve and its 95 % interval; labels, scores and strata are (n,).
 
-    Ties count half (Mann and Whitney). The variance is that of DeLong, DeLong and Clarke-Pearson (1988), the interval
-    symmetric on the logit scale so that it stays between 0 and 1.
+    Only images of one stratum (a fold) are compared with each other: a fit that has seen the other folds is biased
+    against their labels, and pooled over folds useless features would get an AUC well below 0.5. Ties count half (Mann
+    and Whitney). The variance is that of DeLong, DeLong and Clarke-Pearson (1988), the interval symmetric on the logit
+    scale so that it stays between 0 and 1. Needs a stratum with at least two images of either label.
     """
-    positive, negative = np.sort(scores[labels == 1]), np.sort(scores[labels == 0])
-    below = _placements(positive, negative)
-    above = 1 - _placements(negative, positive)
-    area = float(below.mean())
+    areas, variances, weights = [], [], []
+    for stratum in np.unique(strata):
+        inside = strata == stratum
+        positive = np.sort(scores[inside & (labels == 1)])
+        negative = np.sort(scores[inside & (labels == 0)])
+        if min(positive.size, negative.size) < 2:
+            continue
+        above, below = _placements(positive, negative), 1 - _placements(negative, positive)
+        areas.append(above.mean())
+        variances.append(above.var(ddof=1) / above.size + below.var(ddof=1) / below.size)
+        weights.append(positive.size * negative.size)
+    share = np.array(weights) / sum(weights)
+    area = float(share @ areas)
     if not 0 < area < 1:
         return area, area, area
-    parts = [part.var(ddof=1) / part.size if part.size > 1 else 0.0 for part in (below, above)]
-    half = Z95 * math.sqrt(sum(parts)) / (area * (1 - area))
+    half = Z95 * math.sqrt(share**2 @ variances) / (area * (1 - area))
     centre = math.log(area / (1 - area))
     return area, 1 / (1 + math.exp(half - centre)), 1 / (1 + math.exp(-half - centre))
 
@@ -203,20 +211,20 @@ def _logistic(score: Floats) -> Floats:
 
 def _placements(values: Floats, among: Floats) -> Floats:
     """Return for each value the fraction of the other (sorted) sample that lies below it, ties half."""
-    return np.asarray(
-        (np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")) / 2 / among.size
-    )
+    below = np.searchsorted(among, values, "left") + np.searchsorted(among, values, "right")
+    return np.asarray(below / (2 * among.size))
 
 
 def _encode(subjects: Sequence[Subject], field: str) -> Floats:
-    """Return a field as numbers (n, k): ages in decades about 50, their square, and "no age"; groups one column each."""
+    """Return a field as numbers (n, k): age about 50 in steps of 20, its square, no age; or a column a group."""
     if field == "age":
         ages = np.array([math.nan if subject.age is None else subject.age for subject in subjects])
         absent = np.isnan(ages)
-        decades = np.where(absent, 0.0, (ages - 50) / 20)
-        return np.column_stack([decades, decades**2, absent])
+        steps = np.where(absent, 0.0, (ages - 50) / 20)
+        return np.column_stack([steps, steps**2, absent])
     groups = [GROUPS[field](subject) for subject in subjects]
-    return np.array([[group == name for name in sorted(set(groups))] for group in groups], np.float64)
+    names = sorted(set(groups))
+    return np.array([[group == name for name in names] for group in groups], np.float64)
 
 
 def _folds(labels: Ints, persons: Sequence[str], random: np.random.Generator) -> Ints:
@@ -233,23 +241,17 @@ def _folds(labels: Ints, persons: Sequence[str], random: np.random.Generator) ->
     return folds
 
 
-def _out_of_fold(features: Floats, labels: Ints, folds: Ints) -> tuple[Floats, Floats]:
-    """Return each image's chance of being positive, and its score for ranking, both (n,), from fits on the other folds.
-
-    A fold that holds more positives leaves fewer to its fit, so that chances of different folds are out of step against
-    the label (useless features would get an AUC below 0.5). Scores are log odds less those of the fit's own share.
-    """
-    chance, scores = np.empty(labels.size), np.empty(labels.size)
+def _out_of_fold(features: Floats, labels: Ints, folds: Ints) -> Floats:
+    """Return each image's chance of being positive (n,), from a fit on the other folds."""
+    chance = np.empty(labels.size)
     for fold in np.unique(folds):
         held = folds == fold
         weights = fit_logistic(features[~held], labels[~held])
-        odds = weights[0] + features[held] @ weights[1:]
-        share = labels[~held].mean()
-        chance[held] = _logistic(odds)
-        scores[held] = np.round(odds - math.log(share / (1 - share)), 9)  # ties must stay ties
-    return chance, scores
+        chance[held] = _logistic(weights[0] + features[held] @ weights[1:])
+    return np.round(chance, 9)  # ties must stay ties, however the product was summed
 
 
-def _first_number(name: str) -> int:
-    digits = name.split("-")[0].rstrip("+")
-    return int(digits) if digits.isdigit() else 0
+def _rank(group: str) -> tuple[bool, int, str]:
+    """Return what groups are sorted by: ages by number, the rest by name, unknown last."""
+    digits = group.split("-")[0].rstrip("+")
+    return group == UNKNOWN, int(digits) if digits.isdigit() else 0, group

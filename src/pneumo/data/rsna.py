@@ -116,9 +116,7 @@ def refuse_if_any(quarantine: Sequence[Quarantined]) -> None:
     if quarantine:
         counts = ", ".join(f"{count} {reason}" for reason, count in count_reasons(quarantine).items())
         what = "1 entry of the data is" if len(quarantine) == 1 else f"{len(quarantine)} entries of the data are"
-        raise Refused(
-            f"{what} unsound ({counts}): repair or remove what `python -m pneumo.data` lists, or be less strict"
-        )
+        raise Refused(f"{what} unsound ({counts}): `python -m pneumo.data` lists them, to be repaired or removed")
 
 
 def count_reasons(quarantine: Sequence[Quarantined]) -> dict[str, int]:
@@ -171,9 +169,7 @@ def _grouped(path: Path, columns: Collection[str]) -> dict[str, list[dict[str, s
 def _label(patient_id: str, rows: Sequence[dict[str, str]]) -> tuple[int, tuple[Box, ...]]:
     """Return a patient's label and boxes from all of its rows, or raise _Unsound."""
     if not patient_id:
-        raise _Unsound(
-            "no_label", f"{len(rows)} rows without a patientId" if len(rows) > 1 else "a row without patientId"
-        )
+        raise _Unsound("no_label", f"rows without a patientId: {len(rows)}")
     targets = {_target(row["Target"]) for row in rows}
     if len(targets) > 1:
         raise _Unsound("no_label", "its rows contradict each other: Target 0 and 1")

@@ -12,7 +12,7 @@ from pneumo.models.task import Task
 
 
 class Cnn(nn.Module):
-    """conv 1-32, conv 32-64, fc 64 (size/4)^2 - 128 - 1; returns logits, shape (b,).
+    """conv 1-32, conv 32-64, fc 64 (size/4)^2 - 128 - 1; returns logits, shape (b, 1).
 
     Pooling comes before ReLU: the function is the same (both are monotone), and ReLU has a quarter of the work.
     """
@@ -31,7 +31,7 @@ class Cnn(nn.Module):
         # never parameters, which FSDP2 would refuse.
         x = F.relu(F.max_pool2d(self.conv2(x.contiguous(memory_format=torch.channels_last)), 2))
         x = F.relu(self.fc1(x.flatten(1)))
-        logits: torch.Tensor = self.fc2(x).squeeze(1)
+        logits: torch.Tensor = self.fc2(x)
         return logits
 
 
@@ -48,9 +48,9 @@ class CnnTask(Task):
 
     def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
         """Return the summed cross-entropy and the number of images; both are 0 for an empty share."""
-        total = F.binary_cross_entropy_with_logits(model(images), labels, reduction="sum")
+        total = F.binary_cross_entropy_with_logits(model(images).squeeze(1), labels, reduction="sum")
         return total, float(len(labels))
 
     def answers(self, model: nn.Module, images: torch.Tensor) -> NDArray[np.float32]:
         """Return the probabilities."""
-        return torch.sigmoid(model(images)).float().cpu().numpy()
+        return torch.sigmoid(model(images).squeeze(1)).float().cpu().numpy()

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -44,9 +45,11 @@ def legend(lines: Iterable[tuple[str, str]]) -> Table:
 def put(console: Console, item: RenderableType) -> None:
     """Print a text or table; a table that is wider than the console goes out whole, for the terminal to wrap."""
     if isinstance(item, Table) and item.columns and item.columns[-1].overflow != "fold":
-        unlimited = console.options.update(max_width=10_000)
-        needed = Measurement.get(console, unlimited, item).maximum
-        console.print(item, width=max(needed, console.width), crop=False)
+        unlimited = console.options.update(width=10_000)
+        needed = max(Measurement.get(console, unlimited, item).maximum, console.width)
+        # print(width=) would be held to the console's own width, and then cells would be cut.
+        segments = console.render(item, console.options.update(width=needed))
+        console.print(Segments(segments), soft_wrap=True, end="")
     else:
         console.print(item)
 

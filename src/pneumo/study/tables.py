@@ -132,10 +132,19 @@ def _shared_cores(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
     several = [row for row in summary.rows if row.backend == "serial" and row.threads > 1]
     if several:
         row = several[0]
-        yield (
-            f"{row.ranks} x {row.threads}",
-            f"one process with {row.threads} threads: what ranks on a node have to beat",
-        )
+        beat = f"one process with {row.threads} threads: what ranks on a node have to beat"
+        yield f"{row.ranks} x {row.threads}", f"{beat} (its efficiency counts processes, not cores)"
+
+
+def _conditions(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
+    """In what the runs compared differ, beside what their names say."""
+    unlike = [row for row in summary.rows if row.backend != "serial" and row.reference_threads != row.threads]
+    if any(row.speedup for row in unlike):
+        yield "threads", f"compared with a serial run of other threads: {names_of(unlike)}"
+    bound: dict[str, list[RunEntry]] = defaultdict(list)
+    for entry in run.runs:
+        bound[entry.binding].append(entry)
+    yield "binding", "; ".join(f"{binding} ({names_of(entries)})" for binding, entries in bound.items())
 
 
 def _verdicts(summary: Summary) -> Iterable[tuple[str, str]]:

@@ -1,0 +1,164 @@
+"""The folder of a result: schemas, atomic files, refusals."""
+# mypy: disable-error-code="import-untyped"
+
+import json
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import synthetic
+
+from pneumo.errors import PneumoError, Refused
+from pneumo.study.results import ResultFolder, load_run, load_summary, load_table, table_schema, write_atomic
+from pneumo.study.schema import PHASES, RunFile, Summary
+from pneumo.study.summary import summarize
+
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+def test_nothing_is_overwritten_and_latest_points_to_the_newest(tmp_path: Path) -> None:
+    made = [ResultFolder.create(tmp_path, "main", now=NOW).path.name for _ in range(3)]
+    assert made == ["2026-01-02T030405Z", "2026-01-02T030405Z-2", "2026-01-02T030405Z-3"]
+    assert os.readlink(tmp_path / "main/latest") == made[-1]
+    assert sorted(p.name for p in (tmp_path / "main").iterdir()) == sorted([*made, "latest"])
+
+
+@pytest.mark.parametrize("study", ["", ".", "..", "a/b", "latest"])
+def test_a_study_name_stays_in_its_place(tmp_path: Path, study: str) -> None:
+    with pytest.raises(Refused, match="name"):
+        ResultFolder.create(tmp_path, study)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_place_is_refused_by_name() -> None:
+    with pytest.raises(Refused, match=r"/proc/nowhere/main .*--out") as caught:
+        ResultFolder.create(Path("/proc/nowhere"), "main")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "main").write_text("")
+    with pytest.raises(Refused, match="main"):
+        ResultFolder.create(tmp_path, "main")
+
+
+def test_columns_are_those_of_the_contract() -> None:
+    steps = ["run", "block", "rank", "step", "kind", "warmup", "images", "loss", "begin_ns", "wall_ns"]
+    steps += [f"{p}_{what}" for p in PHASES for what in ("ns", "cpu_ns", "delay_ns")] + ["helpers_cpu_ns"]
+    assert table_schema("steps").names == steps
+    names = "run block rank step seq group op dtype bytes backend enqueued_ns started_ns finished_ns"
+    assert table_schema("collectives").names == [*names.split(), "wait_begin_ns", "wait_end_ns", "bound"]
+    assert table_schema("spans").names == ["run", "rank", "step", "phase", "begin_ns", "end_ns"]
+    assert table_schema("predictions").names == ["run", "patient", "part", "label", "score", "view", "sex", "age"]
+    types = {field.name: field.type for field in table_schema("predictions")}
+    assert (types["label"], types["score"]) == (pa.int8(), pa.float32())
+
+
+def test_rows_come_back_as_they_were_added(tmp_path: Path) -> None:
+    folder = ResultFolder.create(tmp_path, "main")
+    entry = synthetic.entry(0, "ddp", "gloo", 2, 1)
+    rows = synthetic.step_rows(entry, {0: 10**9, 1: 10**9 + 7})
+    collective = dict.fromkeys(table_schema("collectives").names) | {"run": 0, "block": 1, "rank": 0, "step": 4}
+    collective |= {"seq": 9, "group": "world", "op": "allreduce", "dtype": "float32", "bytes": 4, "backend": "gloo"}
+    collective |= {"enqueued_ns": 2**60 + 1}
+    folder.add_steps(rows[:5])
+    folder.flush()
+    folder.add_steps(rows[5:])
+    folder.add_collectives([collective])
+    folder.flush()
+    assert load_table(folder.path, "steps").to_pylist() == rows
+    assert load_table(folder.path, "collectives").to_pylist() == [collective]
+    assert load_table(folder.path, "spans").num_rows == 0
+    assert pq.read_schema(folder.path / "steps.parquet").equals(table_schema("steps"))
+
+
+def test_a_resumed_result_keeps_its_rows(tmp_path: Path) -> None:
+    path = synthetic.write_result(tmp_path, synthetic.DEFAULT_RUNS[:1], blocks=2)
+    before = load_table(path, "steps").to_pylist()
+    again = ResultFolder.open(path)
+    more = synthetic.step_rows(synthetic.entry(0, *synthetic.DEFAULT_RUNS[0]), {2: 10**9}, warmup=0)
+    again.add_steps(more)
+    again.flush()
+    assert load_table(path, "steps").to_pylist() == before + more
+
+
+@pytest.mark.parametrize("change", [{"wall_ms": 1}, {"wall_ns": ...}])
+def test_a_column_too_many_or_too_few_is_noticed(tmp_path: Path, change: dict[str, object]) -> None:
+    folder = ResultFolder.create(tmp_path, "main")
+    row = synthetic.step_rows(synthetic.entry(0, "serial", "none", 1, 1), {0: 10**9})[0] | change
+    row = {name: value for name, value in row.items() if value is not ...}
+    with pytest.raises(AssertionError, match="wall"):
+        folder.add_steps([row])
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.json"
+    write_atomic(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(PneumoError, match=r"run\.json \(No space left on device\)"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_json_round_trip(tmp_path: Path) -> None:
+    path = synthetic.write_result(tmp_path, absent=[("horovod", "mpi", 2, "not built")])
+    run, summary = load_run(path), summarize(path)
+    assert msgspec.json.decode(msgspec.json.encode(run), type=RunFile) == run
+    assert load_summary(path) == summary
+    assert msgspec.json.decode(msgspec.json.encode(summary), type=Summary) == summary
+    text = (path / "summary.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+@pytest.mark.parametrize("where", [(), ("runs", 0), ("data",), ("data", "parts", "train")])
+def test_an_unknown_field_is_refused(tmp_path: Path, where: tuple[str | int, ...]) -> None:
+    path = synthetic.write_result(tmp_path, synthetic.DEFAULT_RUNS[:1])
+    content = json.loads((path / "run.json").read_text())
+    inner = content
+    for key in where:
+        inner = inner[key]
+    inner["surprise"] = 1
+    (path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(Refused, match="surprise"):
+        load_run(path)
+
+
+def test_another_version_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
+    path = synthetic.write_result(tmp_path, synthetic.DEFAULT_RUNS[:1])
+    content = json.loads((path / "run.json").read_text()) | {"schema": 2}
+    (path / "run.json").write_text(json.dumps(content))
+    with pytest.raises(Refused, match="schema version 2"):
+        load_run(path)
+    with pytest.raises(Refused, match="name the folder of a result"):
+        load_run(tmp_path)
+
+
+def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
+    path = synthetic.write_result(tmp_path, synthetic.DEFAULT_RUNS[:1])
+    content = (path / "steps.parquet").read_bytes()
+    (path / "steps.parquet").write_bytes(content[: len(content) // 2])
+    with pytest.raises(Refused, match=r"steps\.parquet"):
+        summarize(path)
+
+
+def test_light_modules_stay_light() -> None:
+    """schema imports msgspec alone; nothing in study imports torch, MPI, scipy or pandas."""
+    code = "import sys, pneumo.study.schema; assert not {'numpy', 'pyarrow', 'rich'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    heavy = {"torch", "mpi4py", "scipy", "pandas", "pyarrow"}
+    code = f"import sys, pneumo.study.tables; sys.exit(str({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "set()"
