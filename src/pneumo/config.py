@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
 
@@ -56,7 +56,7 @@ class Study:
     "A folder in RSNA's layout (the built-in, generated sample)."
     mapping: Annotated[Path | None, _option(_DATA)] = None
     "RSNA's mapping file: splits by person instead of by image."
-    subset: Annotated[str, _option(_DATA)] = "balanced"
+    subset: Annotated[Literal["balanced", "all"], _option(_DATA)] = "balanced"
     "balanced (as many negatives as positives) or all."
     size: Annotated[int, _option(_DATA)] = 128
     "Edge of the square pictures, in pixels."
@@ -137,7 +137,7 @@ def parse(argv: Sequence[str]) -> Command | None:
         file: Path | None = None,
         /,
         *,
-        study: Annotated[Study, Parameter(name="*")] = Study(),  # noqa: B008 -- frozen
+        study: Annotated[Study, Parameter(name="*")] = Study(),
         dry_run: bool = False,
         json: Path | None = None,
     ) -> None:
@@ -209,8 +209,6 @@ def _check(study: Study) -> None:
     for name in study.comm or ():
         if name not in COMMS:
             raise Refused(f"Unknown comm {name}: {nearest(name, COMMS)}.")
-    if study.subset not in ("balanced", "all"):
-        raise Refused(f"Unknown subset {study.subset}: {nearest(study.subset, ('balanced', 'all'))}.")
     at_least_one = ("threads", "epochs", "blocks", "global_batch", "rank_batch")
     for name in at_least_one:
         value = getattr(study, name)

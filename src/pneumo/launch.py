@@ -64,9 +64,7 @@ def _without_world(command: Command | None) -> int:
     cores = len(os.sched_getaffinity(0))
     size = started[1] if started else max(command.study.ranks or (8,))
     try:
-        plan = make_plan(
-            command.study, world_size=size, cores=cores, local_size=size, gpus=process.gpu_count()
-        )
+        plan = make_plan(command.study, world_size=size, cores=cores, local_size=size, gpus=process.gpu_count())
         _show_plan(command, plan, size, cores)
     except Refused as error:
         print(f"pneumo: {error}", file=sys.stderr)
@@ -330,11 +328,15 @@ class Job:
             round_s = sum(speed.values())
             images = len(self._split.calibrate) + len(self._split.validate)
             # A forward pass takes about a third of a step; the rest of the factor is the start of each block.
-            evaluate_s = sum(s / t.run.global_batch * images * 0.4 for t, s in zip(trainings, speed.values(), strict=True))
+            evaluate_s = sum(
+                s / t.run.global_batch * images * 0.4 for t, s in zip(trainings, speed.values(), strict=True)
+            )
             left = study.budget_s - (time.monotonic() - begin) - evaluate_s
             steps = min(steps, max(blocks, int(left / (1.03 * round_s))))
             if left < blocks * round_s:
-                self._say(f"the budget of {study.budget_s:.0f} s is too short for {blocks} blocks: taking one step each")
+                self._say(
+                    f"the budget of {study.budget_s:.0f} s is too short for {blocks} blocks: taking one step each"
+                )
         if steps < 1:
             return [1]
         blocks = min(blocks, steps)

@@ -59,7 +59,7 @@ class Training:
             return
         self._now = ThreadStamps()
         self._recorder = Recorder(self._now)
-        device = torch.device(run.device, world.local_rank if run.device == "cuda" else None)
+        device = torch.device(f"cuda:{world.local_rank}" if run.device == "cuda" else "cpu")
         settle = torch.cuda.synchronize if run.device == "cuda" else lambda: None
         self._clock = StepClock(self._now, settle)
         place = Place(self.comm, groups.get(run.comm, run.ranks), device)

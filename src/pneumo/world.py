@@ -7,7 +7,6 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from pneumo import process
@@ -120,7 +119,7 @@ class World:
         return self._first[ranks]
 
     def cores_for(self, ranks: int, threads: int) -> set[int]:
-        """The cores of this rank in a run: `threads` of its own where that works out for all, else all of the node's."""
+        """The cores of this rank in a run: `threads` of its own where there are enough for all, else all of them."""
         here = min(ranks, self.local_size)
         if self.local_rank < here and here * threads <= len(self.cores):
             return set(self.cores[self.local_rank * threads : (self.local_rank + 1) * threads])
@@ -202,14 +201,9 @@ class World:
         return version.split("\n")[0].split(", package")[0].strip("\0 ")
 
 
-class Together(PneumoError):
+class Together(PneumoError):  # noqa: N818 -- says how it is raised
     """An error that every rank raises at once, so that one of them can print it and all can leave in order."""
 
     def __init__(self, cause: PneumoError) -> None:
         super().__init__(str(cause))
         self.exit_code = cause.exit_code
-
-    def with_traceback(self, tb: TracebackType | None) -> "Together":
-        """Keep the type's promise to Exception."""
-        super().with_traceback(tb)
-        return self

@@ -48,10 +48,10 @@ class Backend(ABC):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def pause(self) -> None:
+    def pause(self) -> None:  # noqa: B027 -- nothing to do is the usual case, here and below
         """Give back what other trainings of this world need while this one sleeps."""
 
-    def resume(self) -> None:
+    def resume(self) -> None:  # noqa: B027
         """Undo `pause`; also called before `prepare`."""
 
     def full_state(self) -> dict[str, torch.Tensor]:
@@ -63,7 +63,7 @@ class Backend(ABC):
         """The model without a wrapper around it: names in it are those of a serial model."""
         return self.model
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Free what the backend holds beyond its tensors."""
 
 

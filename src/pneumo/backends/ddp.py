@@ -1,6 +1,6 @@
 """PyTorch's DistributedDataParallel over a c10d process group."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -24,15 +24,14 @@ class Ddp(Backend):
     @property
     def module(self) -> nn.Module:
         """The model inside DDP's wrapper."""
-        inner: nn.Module = self.model.module
-        return inner
+        return cast(nn.Module, self.model.module)
 
-    def _sum_bucket(self, _state: None, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def _sum_bucket(self, _state: None, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         """Sum one bucket over the ranks; DDP's own hook divides by their number, the loop has divided already."""
         buffer = bucket.buffer()
         call = self.recorder.enqueue("allreduce", buffer, f"{self.place.group.size()} ranks")
         self._pending.append(call)
-        future = dist.all_reduce(buffer, group=self.place.group, async_op=True).get_future()  # type: ignore[union-attr]
+        future = dist.all_reduce(buffer, group=self.place.group, async_op=True).get_future()
 
         def finished(done: Any) -> torch.Tensor:
             # Runs in the library's thread at completion: DDP waits for this future and never for the Work.

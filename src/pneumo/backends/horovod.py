@@ -15,7 +15,7 @@ class Horovod(Backend):
     """Replicated parameters; each gradient is handed to Horovod's thread as soon as it is ready."""
 
     def resume(self) -> None:
-        """Start Horovod on this training's ranks; it serves one communicator at a time, so each block starts it anew."""
+        """Start Horovod on this training's ranks: it serves one communicator at a time."""
         hvd.init(comm=self.place.comm)
 
     def pause(self) -> None:

@@ -27,7 +27,9 @@ class Groups:
             listener.bind((address, 0))
             listener.listen(1024)
         address, port = comm.bcast(listener.getsockname() if listener else None)
-        self._store = dist.TCPStore(
+        from torch.distributed.distributed_c10d import TCPStore  # not exported by name where it is documented
+
+        self._store = TCPStore(
             address,
             port,
             comm.size,

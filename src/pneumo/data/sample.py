@@ -18,7 +18,7 @@ from pydicom.tag import Tag
 from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
 from pneumo.data.anatomy import Looks, Opacity, draw
-from pneumo.data.patients import ABNORMAL, OPACITY, RSNA_SIZE, Person, SampleConfig, person, stream
+from pneumo.data.patients import ABNORMAL, OPACITY, Person, SampleConfig, person, stream
 
 __all__ = ["SampleConfig", "picture", "plan", "write_patients", "write_tables"]
 

@@ -1,5 +1,4 @@
 """What steps.parquet says of one run: its timed blocks, and where the seconds of each rank went."""
-# mypy: disable-error-code="import-untyped"
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,7 +3,6 @@
 A file is written beside its place, synchronised and renamed over it, so a reader (or the next run) sees the old file
 or the new one, never half of either, whenever the writer was killed.
 """
-# mypy: disable-error-code="import-untyped"
 
 import contextlib
 import os

@@ -11,9 +11,9 @@ Triple = tuple[int, int, int]
 def carve(step: Span, spans: Sequence[Span], waits: Sequence[tuple[Stamp, Stamp]]) -> dict[str, Triple]:
     """Return (wall, CPU, delay) in ns of each phase of PHASES within a step.
 
-    `spans` and `waits` are each ordered and free of overlaps. A wait is taken out of the span that it lies in and given
-    to `comm`; `other` is the step without its spans and waits, so the wall times sum to the step's exactly. CPU time and
-    delay of a wait are those between its two stamps, limited to what the span has.
+    `spans` and `waits` are each ordered and free of overlaps. A wait is taken out of the span that it lies in and
+    given to `comm`; `other` is the step without its spans and waits, so the wall times sum to the step's exactly. CPU
+    time and delay of a wait are those between its two stamps, limited to what the span has.
     """
     total: dict[str, list[int]] = {phase: [0, 0, 0] for phase in PHASES}
     for span in spans:

@@ -87,7 +87,7 @@ class Recorder:
             begin = stop
 
     def take(self) -> tuple[list[Collective], list[tuple[Stamp, Stamp]]]:
-        """Return what was recorded since the last call: collectives, and waits as non-overlapping intervals in order."""
+        """Return what was recorded since the last call: collectives, and waits in order, free of overlaps."""
         taken = self._collectives, self._waits
         self._collectives, self._waits = [], []
         return taken
