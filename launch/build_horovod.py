@@ -171,7 +171,8 @@ def run(command: list[str], log: Path, env: dict[str, str], cwd: Path, note: str
 
 def reason(log: str) -> str:
     """The first line of a build log that is an error, not a remark about one."""
-    patterns = (r"^.*\b(?:fatal )?error: .*$", r"^CMake Error.*(?:\n.*){0,2}", r"^.*\bERROR\b.*$", r"^.*Error\b.*$")
+    compiler, cmake = r"^.*:\d+(?::\d+)?: (?:fatal )?error: .*$", r"^ *CMake Error at .*(?:\n.*){0,3}"
+    patterns = (compiler, cmake, r"^.*(?:ld|collect2|make\b.*): .*\berror\b.*$", r"^ *ERROR\b.*$", r"^.*[Ee]rror: .*$")
     for pattern in patterns:
         if match := re.search(pattern, log, re.M):
             return " ".join(match.group(0).split())[:300]
@@ -179,34 +180,66 @@ def reason(log: str) -> str:
 
 
 def build(folder: Path, versions: dict[str, str], env: dict[str, str], cuda: bool) -> Path:
-    """Download, patch and build in a scratch folder beside `folder`; renaming it to `folder` is the last step."""
+    """Download, patch and build in scratch folders; renaming the finished one to `folder` is the last step."""
     log = folder.parent / f"{folder.name}.log"
     log.write_text("".join(f"{k}: {v}\n" for k, v in versions.items()))
-    scratch = Path(tempfile.mkdtemp(prefix=".build-", dir=folder.parent))
+    wheels = Path(tempfile.mkdtemp(prefix=".build-", dir=folder.parent))
+    # Neither mpicxx's flags nor Horovod's own CMake files can carry a path with a space in it.
+    scratch = Path(tempfile.mkdtemp(prefix="pneumo-", dir=None if " " in str(wheels) else wheels))
     try:
+        if " " in sys.prefix and not env["PNEUMO_MPI_LIBRARIES"]:
+            env = env | {"PATH": without_spaces(scratch / "mpi") + os.pathsep + env["PATH"]}
         pip = [sys.executable, "-m", "pip", "--no-input"]
         download = [*pip, "download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation", "--require-hashes"]
         run([*download, "-r", str(LOCK), "-d", str(scratch)], log, env, scratch, "downloading Horovod's source")
         with tarfile.open(next(scratch.glob("*.tar.gz"))) as archive:
             # The archive is the one that the lock's hash names; early releases of Python 3.11 have no filters.
-            archive.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            if hasattr(tarfile, "data_filter"):
+                archive.extraction_filter = tarfile.data_filter
+            archive.extractall(scratch)
         tree = next(path for path in scratch.glob("horovod-*") if path.is_dir())
         edit(tree, cuda)
-        wheels = scratch / "done"
-        wheels.mkdir()
         command = [*pip, "wheel", "-v", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(tree)]
         run(command, log, env, scratch, "building Horovod")
+        shutil.rmtree(scratch)
         (wheels / "versions.json").write_text(json.dumps(versions, indent=1))
         wheels.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(wheels, ignore_errors=True)
     return next(folder.glob("*.whl"))
+
+
+def without_spaces(folder: Path) -> str:
+    """Make links to this environment's MPI and compilers that name them; returns the latter's folder."""
+    real = Path(sysconfig.get_path("scripts"), "mpicxx")
+    (folder / "bin").mkdir(parents=True)
+    for name in ("include", "lib"):
+        (folder / name).symlink_to(Path(sys.prefix, name))
+    for name in ("mpicxx", "mpic++", "mpiCC"):  # the names that CMake looks for, in an order of its own
+        script = folder / "bin" / name
+        script.write_text(f"#!/bin/sh\n'{real}' \"$@\" | sed 's|{sys.prefix}|{folder}|g'\n")
+        script.chmod(0o755)
+    return str(folder / "bin")
 
 
 def clean(cache: Path) -> None:
     """Remove what interrupted builds left; only called under the lock, when no other build runs."""
     for left in cache.glob(".build-*"):
         shutil.rmtree(left, ignore_errors=True)
+
+
+def complain_early(env: dict[str, str]) -> None:
+    """Say in our own words what the build would end with after a minute."""
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise BuildError("Python's own headers are missing (Python.h; on Debian: python3-dev)")
+    if shutil.which("make", path=env["PATH"]) is None:
+        raise BuildError("make is not on PATH")
+
+
+def gpu() -> bool:
+    """Whether this machine has an NVIDIA GPU and the compiler for it."""
+    return shutil.which("nvcc") is not None and any(Path("/proc/driver/nvidia/gpus").glob("*"))
 
 
 def wheel(cuda: bool) -> Path:
@@ -226,6 +259,7 @@ def wheel(cuda: bool) -> Path:
             fcntl.flock(lock, fcntl.LOCK_EX)
         if found := next(iter(folder.glob("*.whl")), None):
             return found
+        complain_early(env)
         clean(cache)
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -234,19 +268,28 @@ def wheel(cuda: bool) -> Path:
             raise BuildError(f"{error} (log: {cache / (digest + '.log')})") from None
 
 
+def best_wheel() -> Path:
+    """The wheel with NCCL where there are GPUs and it can be built, else the one for CPUs."""
+    if gpu():
+        try:
+            return wheel(cuda=True)
+        except BuildError as error:
+            print(f"    Horovod for GPUs was not built, the one for CPUs follows: {error}", flush=True)
+    return wheel(cuda=False)
+
+
 def main() -> int:
     """Build or find the wheel, and install it here."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cuda", action="store_true", help="build for GPUs with NCCL as well (needs nvcc)")
     parser.add_argument("--no-install", action="store_true", help="only fill the cache, and print the wheel's path")
     arguments = parser.parse_args()
     try:
-        path = wheel(arguments.cuda)
+        path = best_wheel()
         if arguments.no_install:
             print(path)
             return 0
         install = [sys.executable, "-m", "pip", "--no-input", "install", "-q", "--no-deps", "--no-index"]
-        output(*install, "--force-reinstall", str(path), env=environment(arguments.cuda))
+        output(*install, "--force-reinstall", str(path), env=environment(cuda=False))
     except (BuildError, OSError) as error:
         print(f"Horovod was not built: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ def keep_memory() -> bool:
     except (OSError, AttributeError):
         return False
     settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 1 << 26))
-    return sum(mallopt(name, value) for name, value in settings) == len(settings)
+    return bool(sum(mallopt(name, value) for name, value in settings) == len(settings))
 
 
 def stay_offline() -> None:

@@ -26,7 +26,11 @@ class Ddp(Backend):
         """The model inside DDP's wrapper."""
         return cast(nn.Module, self.model.module)
 
-    def _sum_bucket(self, _state: None, bucket: Any) -> torch.futures.Future[torch.Tensor]:
+    def _sum_bucket(
+        self,
+        _state: None,
+        bucket: dist.GradBucket,  # type: ignore[name-defined]  # DDP insists on this very annotation
+    ) -> torch.futures.Future[torch.Tensor]:
         """Sum one bucket over the ranks; DDP's own hook divides by their number, the loop has divided already."""
         buffer = bucket.buffer()
         call = self.recorder.enqueue("allreduce", buffer, f"{self.place.group.size()} ranks")

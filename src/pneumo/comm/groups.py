@@ -27,9 +27,7 @@ class Groups:
             listener.bind((address, 0))
             listener.listen(1024)
         address, port = comm.bcast(listener.getsockname() if listener else None)
-        from torch.distributed.distributed_c10d import TCPStore  # not exported by name where it is documented
-
-        self._store = TCPStore(
+        self._store = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             port,
             comm.size,

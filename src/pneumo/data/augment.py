@@ -43,7 +43,7 @@ def _pipeline() -> Any:
     """Return this thread's steps; they hold the random state while they run, so threads cannot share them."""
     if not hasattr(_thread, "pipeline"):
         os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # importing it would ask a registry for a newer version
-        import albumentations as steps  # type: ignore[import-untyped]
+        import albumentations as steps
 
         _thread.pipeline = steps.Compose(
             [

@@ -78,6 +78,12 @@ def publish(built: Path, target: Path, is_sound: Callable[[Path], bool]) -> None
         synchronize(target.parent)
 
 
+def discard(folder: Path, staged: Path) -> None:
+    """Take a damaged folder out of the cache; it goes with the staging folder."""
+    with contextlib.suppress(FileNotFoundError):  # another run has found it too
+        folder.rename(staged / f"unsound-{folder.name}")
+
+
 def _is_stale(folder: Path) -> bool:
     """Tell whether a staging folder's owner is gone: surely on this host, on others only when it is a week old.
 

@@ -55,7 +55,7 @@ def _execute(
     interface: str | None,
     scratch: Path,
 ) -> None:
-    import dask_mpi  # type: ignore[import-untyped]
+    import dask_mpi
     import distributed
 
     errors: list[BaseException] = []

@@ -59,6 +59,13 @@ def from_first(comm: Intracomm, work: Callable[[], T]) -> T:
     return cast(T, shared.value)
 
 
+def on_first(comm: Intracomm, work: Callable[[], T]) -> T | None:
+    """Run `work` on rank 0 and return its result there, None elsewhere; its error is raised on every rank."""
+    results: list[T] = []
+    gather(comm, lambda: results.append(work()) if comm.rank == 0 else None)
+    return results[0] if results else None
+
+
 def _attempt(work: Callable[[], T], rank: int) -> tuple[_Outcome[T], Exception | None]:
     try:
         return _Outcome(work(), None, False), None

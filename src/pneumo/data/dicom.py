@@ -10,7 +10,6 @@ exception says, since decoders quote what they stumble over.
 
 import os
 import re
-import struct
 import sys
 import warnings
 import zlib
@@ -27,9 +26,23 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
-from pneumo.data import lut
+from pneumo.data import codestream, lut
 from pneumo.errors import PneumoError
 
 Picture = npt.NDArray[np.uint8]
@@ -39,6 +52,24 @@ RADIOGRAPHS: Final = ("CR", "DX", "DR", "RG")
 
 OTHERS: Final = ("BMD", "CT", "ES", "IO", "MG", "MR", "NM", "OPT", "OT", "PT", "PX", "RF", "SC", "SM", "US", "XA", "XC")
 VIEWS: Final = ("PA", "AP", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAT", "LATERAL")
+UNCOMPRESSED: Final = (
+    ImplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+)
+PLUGINS: Final = {
+    JPEGBaseline8Bit: "pillow",
+    JPEGExtended12Bit: "pillow",
+    JPEG2000Lossless: "pillow",
+    JPEG2000: "pillow",
+    JPEGLossless: "gdcm",
+    JPEGLosslessSV1: "gdcm",
+    JPEGLSLossless: "gdcm",
+    JPEGLSNearLossless: "gdcm",
+}
+"""pydicom's plug-in for what OpenCV does not decode: gdcm only where nothing else can, since it may end the process."""
+
 LONGEST_SIDE: Final = 16384
 OLDEST_YEARS: Final = 120
 
@@ -215,74 +246,62 @@ def _check(dataset: Dataset, header: Header) -> None:
 def _stored(dataset: Dataset, header: Header) -> npt.NDArray[Any]:
     """Return the stored values, 8- or 16-bit integers (rows, columns)."""
     syntax = UID(dataset.file_meta.TransferSyntaxUID)
-    pixels: npt.NDArray[Any] | None = None
-    if syntax.is_compressed and syntax not in (DeflatedExplicitVRLittleEndian, RLELossless):
-        frame = get_frame(dataset.PixelData, 0, number_of_frames=1)
-        # Every JPEG (baseline, lossless, LS, 2000) ends with FFD9, and a byte of padding where its length is odd;
-        # decoders fill up what is missing, and say nothing.
-        if not frame.rstrip(b"\0\xff").endswith(b"\xff\xd9"):
-            raise Undecodable("corrupt", "its compressed picture ends too early")
-        # gdcm trusts a frame's own header, and crashes the process where a damaged one asks for 202 bits.
-        precision, rows, columns, components = _frame_header(frame)
-        if (rows, columns, components) != (header.rows, header.columns, 1) or not 2 <= precision <= 16:
-            raise Undecodable("corrupt", "its compressed picture is not the one that its header describes")
-        if syntax == JPEGBaseline8Bit and precision == 8:
-            flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
-            pixels = cv2.imdecode(np.frombuffer(frame, np.uint8), flags)
-    if pixels is None:
-        pixels = _by_pydicom(dataset, syntax)
+    pixels = _decompress(dataset, header, syntax) if syntax in PLUGINS else _by_pydicom(dataset, syntax)
     if pixels.shape != (header.rows, header.columns) or pixels.dtype.kind not in "iu" or pixels.dtype.itemsize > 2:
         raise Undecodable("corrupt", "its pixel data do not have the size that its header gives")
     return pixels
 
 
+def _decompress(dataset: Dataset, header: Header, syntax: UID) -> npt.NDArray[Any]:
+    """Decode a JPEG, JPEG-LS or JPEG 2000 picture once it is known to be whole, and to be the one of the header."""
+    stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
+    try:
+        frame = codestream.examine(stream)
+    except codestream.Damaged:
+        raise Undecodable("corrupt", "its compressed picture is cut short or damaged") from None
+    if (frame.rows, frame.columns, frame.components) != (header.rows, header.columns, 1) or not 2 <= frame.bits <= 16:
+        raise Undecodable("corrupt", "its compressed picture is not the one that its header describes")
+    if frame.bits == 8 and frame.marker in codestream.SOF_JPEG[:3]:
+        flags = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(stream, np.uint8), flags)
+        if pixels is None:
+            raise Undecodable("corrupt", f"no decoder reads its pixel data ({syntax.name})")
+        return pixels
+    dataset.pixel_array_options(decoding_plugin=PLUGINS[syntax])
+    return _by_pydicom(dataset, syntax)
+
+
 def _by_pydicom(dataset: Dataset, syntax: UID) -> npt.NDArray[Any]:
-    """Decode with whichever of pydicom's decoders (its own, gdcm, pillow) reads this transfer syntax."""
+    """Decode with pydicom: by itself, or by the plug-in that was set."""
     try:
         return np.asarray(dataset.pixel_array)
     except Exception:  # each decoder has its own errors, and their texts run over many lines
         name = syntax.name if syntax.name != str(syntax) else "unknown transfer syntax"
         text = f"no decoder reads its pixel data ({name})"
-        if not syntax.is_compressed or syntax == DeflatedExplicitVRLittleEndian:
+        if syntax in UNCOMPRESSED:
             text = "has fewer pixel data than its header says"
         raise Undecodable("corrupt", text) from None
-
-
-def _frame_header(frame: bytes) -> tuple[int, int, int, int]:
-    """Return (bits, rows, columns, components) that a JPEG, JPEG-LS or JPEG 2000 code stream gives itself, else zeros.
-
-    ITU T.81 B.2.2 (markers SOF0 to SOF3), T.87 C.2.2 (SOF55), T.800 A.5.1 (SIZ).
-    """
-    if frame[2:4] == b"\xff\x51":
-        right, bottom, left, top = struct.unpack_from(">4I", frame, 8)
-        components, bits = struct.unpack_from(">HB", frame, 40)
-        return (bits & 0x7F) + 1, bottom - top, right - left, components
-    at = 2
-    while at + 10 <= len(frame) and frame[at] == 0xFF:
-        marker, length = struct.unpack_from(">BH", frame, at + 1)
-        if marker in (0xC0, 0xC1, 0xC2, 0xC3, 0xF7):
-            bits, rows, columns, components = struct.unpack_from(">BHHB", frame, at + 4)
-            return bits, rows, columns, components
-        at += 1 if marker == 0xFF else 2 + length  # a fill byte, or a segment of no interest
-    return 0, 0, 0, 0
 
 
 def _render(dataset: Dataset, stored: npt.NDArray[Any]) -> Picture:
     """Turn stored values into grey: the rules act on the levels, and the picture is looked up."""
     low, high = int(stored.min()), int(stored.max())
+    if stored.dtype == np.uint8:
+        low = 0  # spares the commonest pictures a subtraction
     levels = np.arange(low, high + 1, dtype=np.float64)
-    shifted = stored if low == 0 and stored.dtype.kind == "u" else stored.astype(np.int32) - low
+    shifted = stored.astype(np.int32) - low if low else stored
     with np.errstate(all="ignore"):  # a rescale may overflow; that is caught here, not printed
         values = lut.modality(dataset, levels)
         shown = lut.voi(dataset, values)
         if shown is None:
-            counts = np.bincount(shifted.ravel(), minlength=levels.size)
-            shown = lut.whole_range(dataset, levels, values, counts)
+            shown = lut.whole_range(
+                dataset, levels, values, lambda: np.bincount(shifted.ravel(), minlength=levels.size)
+            )
     if not np.isfinite(values).all() or not np.isfinite(shown).all():
         raise Undecodable("corrupt", "its rescale or window leads beyond all numbers")
     grey = np.floor(shown * 255 + 0.5).astype(np.uint8)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 255 - grey
-    if low == 0 and np.array_equal(grey, np.arange(grey.size)):  # RSNA's files: nothing to look up
-        return np.ascontiguousarray(stored, np.uint8)
+    if stored.dtype == np.uint8 and np.array_equal(grey, np.arange(grey.size)):  # RSNA's files: nothing to look up
+        return np.ascontiguousarray(stored)
     return grey[shifted]

@@ -6,6 +6,7 @@ absent; a lookup table that is damaged raises ValueError, since the picture cann
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 
 Values = npt.NDArray[np.float64]
+Counts = npt.NDArray[np.integer[Any]]
 
 TAILS: Final = 0.005
 """The fraction of pixels beyond each end of the range that is shown of pictures deeper than 8 bits."""
@@ -57,10 +59,11 @@ def window(values: Values, centre: float, width: float, function: str = "LINEAR"
     return np.clip((values - (centre - 0.5)) / (width - 1.0) + 0.5, 0.0, 1.0)
 
 
-def whole_range(dataset: Dataset, levels: Values, values: Values, counts: npt.NDArray[np.integer[Any]]) -> Values:
+def whole_range(dataset: Dataset, levels: Values, values: Values, count: Callable[[], Counts]) -> Values:
     """Return what is shown without any window: 8-bit pictures whole, deeper ones between percentiles of their pixels.
 
-    `counts` are the pixels at each level. Padding (Pixel Padding Value) has no say in the percentiles.
+    `count` gives the pixels at each level; it is called only where it is needed. Padding (Pixel Padding Value) has no
+    say in the percentiles.
     """
     bits = int(_number(dataset, "BitsStored") or _number(dataset, "BitsAllocated") or 8)
     signed = _number(dataset, "PixelRepresentation") == 1
@@ -70,13 +73,11 @@ def whole_range(dataset: Dataset, levels: Values, values: Values, counts: npt.ND
     if bits <= 8 and not table and ends[0] <= levels[0] and levels[-1] <= ends[1]:
         low, high = sorted(modality(dataset, ends))
     else:
-        low, high = _percentiles(dataset, levels, values, counts)
+        low, high = _percentiles(dataset, levels, values, count())
     return np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(values)
 
 
-def _percentiles(
-    dataset: Dataset, levels: Values, values: Values, counts: npt.NDArray[np.integer[Any]]
-) -> tuple[float, float]:
+def _percentiles(dataset: Dataset, levels: Values, values: Values, counts: Counts) -> tuple[float, float]:
     """Return the values below and above which TAILS of the pixels lie, padding apart."""
     padding = _number(dataset, "PixelPaddingValue")
     real = np.where(levels == padding, 0, counts) if padding is not None else counts

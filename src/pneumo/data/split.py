@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pneumo.errors import Refused
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
 
 @dataclass(frozen=True, slots=True)

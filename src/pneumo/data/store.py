@@ -31,7 +31,7 @@ from pneumo.data.rsna import Patient, Quarantined
 from pneumo.errors import PneumoError
 
 if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+    import pandas as pd
 
     from pneumo.data.inspect import Inspection
 
@@ -132,8 +132,8 @@ def write_pictures(folder: Path, rows: int, size: int, begin: int, pictures: npt
 
 def write_index(folder: Path, patients: Sequence[Patient], inspections: Sequence[Inspection]) -> None:
     """Write index.parquet: the patients whose inspection gives no reason against them, row i being patient i."""
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     sound = [(row, *pair) for row, pair in enumerate(zip(patients, inspections, strict=True)) if not pair[1].reason]
     columns: dict[str, tuple[Any, list[Any]]] = {
@@ -170,8 +170,7 @@ def complete(folder: Path, fingerprint: str, sizes: Sequence[int], sums: dict[st
     files = {name: {"bytes": (folder / name).stat().st_size, "sha256": total} for name, total in sums.items()}
     description = {"format": FORMAT, "fingerprint": fingerprint, "sizes": list(sizes), "files": files}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
-    for name in (*files, DESCRIPTION, "."):
-        synchronize(folder / name)
+    synchronize(*(folder / name for name in (*files, DESCRIPTION, ".")))
 
 
 def describe(path: Path) -> dict[str, Any]:
@@ -227,13 +226,14 @@ def fold(parts: Sequence[Block], digests: Sequence[bytes]) -> dict[str, str]:
     return {name: total.hexdigest() for name, total in totals.items()}
 
 
-def synchronize(path: Path) -> None:
-    """Return when what this host has written to a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def synchronize(*paths: Path) -> None:
+    """Return when what this host has written to these files and folders is on the disk."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _npy_header(rows: int, size: int) -> bytes:

@@ -1,0 +1,56 @@
+"""Flags, TOML and what is refused, with the words that help."""
+
+from pathlib import Path
+
+import pytest
+
+from pneumo.config import parse, seconds
+from pneumo.errors import Refused
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--backends", "ddpp"], ["ddpp", "did you mean ddp?", "fsdp"]),
+        (["--bakends", "ddp"], ["--bakends", "did you mean --backends?"]),
+        (["--model", "cn"], ["cn", "cnn", "yolo"]),
+        (["--comm", "glo"], ["glo", "did you mean gloo?"]),
+        (["--epochs", "-1"], ["--epochs", "-1"]),
+        (["--epochs", "many"], ["epochs", "many"]),
+        (["--ranks", "1,x"], ["1,x"]),
+        (["--ranks", "0"], ["0"]),
+        (["--budget", "3 weeks"], ["3 weeks", "240s"]),
+        (["--size", "130"], ["130", "multiple of 4"]),
+        (["--learning-rate", "0"], ["0"]),
+        (["--global-batch", "8", "--rank-batch", "4"], ["--global-batch", "--rank-batch"]),
+        (["/nonexistent.toml"], ["/nonexistent.toml"]),
+    ],
+)
+def test_refusals_name_what_is_wrong(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(Refused) as caught:
+        parse(argv)
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert "\n" not in text
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    toml = tmp_path / "small.toml"
+    toml.write_text('ranks = [1, 2]\nblocks = 3\nstrict = true\nbackends = ["serial", "ddp"]\n')
+    command = parse([str(toml), "--blocks", "4", "--no-strict"])
+    assert command is not None
+    study = command.study
+    assert (study.ranks, study.blocks, study.strict, study.study) == ((1, 2), 4, False, "small")
+    assert (study.backends, study.seed) == (("serial", "ddp"), 0)
+
+
+def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    toml = tmp_path / "typo.toml"
+    toml.write_text("globel_batch = 32\n")
+    with pytest.raises(Refused, match=r"globel_batch.*did you mean global_batch"):
+        parse([str(toml)])
+
+
+@pytest.mark.parametrize(("text", "value"), [("240s", 240), ("4m", 240), ("1.5h", 5400), ("30", 30)])
+def test_durations(text: str, value: float) -> None:
+    assert seconds(text) == value
