@@ -212,13 +212,13 @@ def build(folder: Path, versions: dict[str, str], env: dict[str, str], cuda: boo
 
 def without_spaces(folder: Path) -> str:
     """Make links to this environment's MPI and compilers that name them; returns the latter's folder."""
-    real = Path(sysconfig.get_path("scripts"), "mpicxx")
+    scripts = Path(sysconfig.get_path("scripts"))
     (folder / "bin").mkdir(parents=True)
     for name in ("include", "lib"):
         (folder / name).symlink_to(Path(sys.prefix, name))
-    for name in ("mpicxx", "mpic++", "mpiCC"):  # the names that CMake looks for, in an order of its own
+    for name in ("mpicxx", "mpic++", "mpiCC", "mpiexec"):  # CMake looks for the first three where the last one is
         script = folder / "bin" / name
-        script.write_text(f"#!/bin/sh\n'{real}' \"$@\" | sed 's|{sys.prefix}|{folder}|g'\n")
+        script.write_text(f"#!/bin/sh\n'{scripts / name}' \"$@\" | sed 's|{sys.prefix}|{folder}|g'\n")
         script.chmod(0o755)
     return str(folder / "bin")
 

@@ -15,7 +15,7 @@ from pneumo.backends import BACKENDS, COMMS
 from pneumo.errors import Refused
 from pneumo.models import MODELS, PLANNED
 
-DEFAULT_BUDGET_S = 215.0
+DEFAULT_BUDGET_S = 240.0
 DEFAULT_EPOCHS = 5
 _COMPARE, _DATA, _TRAIN, _OUTPUT = "What to compare", "Data", "Training and timing", "Results"
 
@@ -68,7 +68,7 @@ class Study:
     epochs: Annotated[int | None, _option(_TRAIN)] = None
     "Train for this many epochs (5 where the budget allows)."
     budget: Annotated[str | None, _option(_TRAIN)] = None
-    "Time for all trainings together, as in 240s or 10m (215s; none where --epochs is given)."
+    "Time for all trainings together, as in 240s or 10m (240s; none where --epochs is given)."
     blocks: Annotated[int, _option(_TRAIN)] = 6
     "Timed blocks a run."
     global_batch: Annotated[int | None, _option(_TRAIN)] = None

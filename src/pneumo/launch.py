@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WARMUP_STEPS = 2
 PROGRESS_EVERY_S = 30.0
+SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -327,12 +328,14 @@ class Job:
         if study.budget_s is not None:
             round_s = sum(speed.values())
             images = len(self._split.calibrate) + len(self._split.validate)
-            # A forward pass takes about a third of a step; the rest of the factor is the start of each block.
+            # A forward pass takes about a third of a step, and ranks beyond the cores gain nothing.
+            cores = self._world.total_cores
             evaluate_s = sum(
-                s / t.run.global_batch * images * 0.4 for t, s in zip(trainings, speed.values(), strict=True)
+                0.4 * speed[trainings[0].run.run] / t.run.global_batch * images / min(t.run.ranks, cores)
+                for t in trainings
             )
-            left = study.budget_s - (time.monotonic() - begin) - evaluate_s
-            steps = min(steps, max(blocks, int(left / (1.03 * round_s))))
+            left = study.budget_s - (time.monotonic() - begin) - evaluate_s - blocks * len(trainings) * SWITCH_S
+            steps = min(steps, max(blocks, int(left / round_s)))
             if left < blocks * round_s:
                 self._say(
                     f"the budget of {study.budget_s:.0f} s is too short for {blocks} blocks: taking one step each"
@@ -340,8 +343,6 @@ class Job:
         if steps < 1:
             return [1]
         blocks = min(blocks, steps)
-        if study.epochs is None:
-            steps -= steps % blocks
         return [steps // blocks + (i < steps % blocks) for i in range(blocks)]
 
     def _advance(self, training: "Training", block: int, count: int, *, warmup: bool) -> float:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     random = np.random.default_rng(0)
     labels, details = ["patientId,x,y,width,height,Target"], ["patientId,class"]
 
-    def add(name: str, boxes: str | None, *, image: bool = True, **elements: object) -> Path:
+    def add(name: str, boxes: str | None, *, image: bool = True, **elements: Any) -> Path:
         labels.append(f"{name},{boxes},1" if boxes else f"{name},,,,,0")
         details.append(f"{name},{CLASSES[-1] if boxes else CLASSES[0]}")
-        identity = {key: SECRET for key in ("PatientName", "PatientID", "InstitutionName", "StudyDescription")}
+        identity: dict[str, Any] = dict.fromkeys(
+            ("PatientName", "PatientID", "InstitutionName", "StudyDescription"), SECRET
+        )
         dataset = make_dicom(random.integers(0, 256, (32, 32)).astype(np.uint8), **identity, **elements)
         if random.random() < 0.5:
             dataset.compress(RLELossless)
@@ -51,9 +54,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             PatientSex="MF"[i % 2],
             PatientAge=str(20 + i % 60),
         )
-    for content in (b"", b"DICM", add("corrupt-0", None).read_bytes()[:600]):
-        add(f"corrupt-{len(content)}", None).write_bytes(content)
-    (root / IMAGES / "corrupt-0.dcm").write_bytes(b"")
+    for name, bytes_kept in (("empty", 0), ("cut", 900)):
+        path = add(f"corrupt-{name}", None)
+        path.write_bytes(path.read_bytes()[:bytes_kept])
+    add("corrupt-text", None).write_text(SECRET)
     add("missing_image", None, image=False)
     add("wrong_modality", None, Modality="MR")
     add("label_without_box", ",,,")
@@ -194,8 +198,15 @@ def test_bad_files_are_named_in_a_line_and_the_others_written(tmp_path: Path) ->
 
 
 def test_help_explains_the_exit_codes_without_importing_what_is_slow() -> None:
-    code = "import sys; sys.argv = ['data', '--help']; import runpy\ntry: runpy.run_module('pneumo.data', run_name='__main__')\n"
-    code += "except SystemExit: pass\nslow = {'torch', 'scipy', 'pandas', 'dask', 'cv2', 'pydicom'} & set(sys.modules)\nprint('slow:', slow)"
+    code = """
+import runpy, sys
+sys.argv = ["data", "--help"]
+try:
+    runpy.run_module("pneumo.data", run_name="__main__")
+except SystemExit:
+    pass
+print("slow:", {"torch", "scipy", "pandas", "dask", "cv2", "pydicom"} & set(sys.modules))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert "Exit codes" in done.stdout
     assert "--png OUT" in done.stdout

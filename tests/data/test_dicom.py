@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -12,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
-from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.sequence import Sequence
 from pydicom.uid import RLELossless
 from shared_data import make_dicom, needs_radiographs, radiographs, save
 
 from pneumo.data import codestream, lut
 from pneumo.data.dicom import RADIOGRAPHS, Undecodable, parse_age, read_grey, resize
+
+pytestmark = pytest.mark.filterwarnings("ignore:End of file reached:UserWarning", "ignore:overflow encountered in exp")
 
 BAD = {"fodicom_chest_cr_japanese_no_pixels", "nema_rg3_leg_jpeg_extended_mono1_10bit"}
 GOOD = [path for path in radiographs() if path.stem not in BAD]
@@ -158,7 +161,7 @@ from pneumo.data.dicom import Undecodable, quiet_decoders, read_grey
 source, target = map(pathlib.Path, sys.argv[1:])
 dataset, seen, chance = pydicom.dcmread(source), set(), random.Random(5)
 stream = get_frame(dataset.PixelData, 0, number_of_frames=1)
-for _ in range(60):
+for _ in range(40):
     damaged = bytearray(stream)
     for _ in range(chance.choice((1, 2, 10))):
         damaged[chance.randrange(2, chance.choice((60, 200, len(damaged))))] = chance.choice((0, 255, 18, 202))
@@ -222,7 +225,7 @@ def test_a_missing_file_and_a_folder_are_corrupt_in_words_without_the_path(tmp_p
     ],
     ids=str,
 )
-def test_headers_that_describe_no_grey_picture_are_corrupt(elements: dict[str, object], tmp_path: Path) -> None:
+def test_headers_that_describe_no_grey_picture_are_corrupt(elements: dict[str, Any], tmp_path: Path) -> None:
     dataset = make_dicom(np.arange(64, dtype=np.uint8).reshape(8, 8), **elements)
     assert refused(save(dataset, tmp_path / "odd.dcm")).reason == "corrupt"
 
@@ -313,7 +316,7 @@ def test_windows_without_width_are_none(width: float, function: str) -> None:
 
 
 def test_a_window_of_one_is_a_threshold() -> None:
-    assert lut.window(np.array([1.0, 1.5, 2.0]), 2, 1).tolist() == [0, 0, 1]
+    assert np.array_equal(lut.window(np.array([1.0, 1.5, 2.0]), 2, 1), [0, 0, 1])  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("depth", [8, 16])
@@ -347,7 +350,7 @@ def test_modality_lut_as_bytes_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 def test_eight_bits_without_window_keep_their_full_range(dtype: type, photometric: str, tmp_path: Path) -> None:
     low = int(np.iinfo(dtype).min)
-    pixels = np.linspace(low + 60, low + 190, 64).astype(dtype).reshape(8, 8)
+    pixels: np.ndarray[Any, Any] = np.linspace(low + 60, low + 190, 64).astype(dtype).reshape(8, 8)
     picture = read_grey(save(make_dicom(pixels, PhotometricInterpretation=photometric), tmp_path / "a.dcm"))[0]
     expected = pixels.astype(int) - low
     assert np.array_equal(picture, 255 - expected if photometric == "MONOCHROME1" else expected)

@@ -40,8 +40,8 @@ def test_boxes_that_leave_the_picture(box: tuple[float, float, float, float], tm
 def test_wrong_modality_and_what_cannot_be_read(tmp_path: Path) -> None:
     seen, pictures = inspect(patient(save(make_dicom(PIXELS, Modality="MR"), tmp_path / "p.dcm")), (16,))
     assert (seen.reason, pictures) == ("wrong_modality", {})
-    path = tmp_path / "q.dcm"
-    for content in (b"", b"text\n" * 100, (tmp_path / "p.dcm").read_bytes()[:700]):
+    path = save(make_dicom(PIXELS), tmp_path / "q.dcm")
+    for content in (path.read_bytes()[:700], b"text\n" * 100, b""):
         path.write_bytes(content)
         seen, pictures = inspect(patient(path), (16,))
         assert (seen.reason, seen.rows, pictures) == ("corrupt", 0, {})

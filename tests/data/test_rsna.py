@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,8 @@ def test_classes_must_fit_the_labels(details: str, expected: dict[str, str], tmp
 def test_bom_crlf_quotes_and_other_columns_make_no_difference(tmp_path: Path) -> None:
     plain = make(tmp_path / "plain", "a,1.0,2.0,3.0,4.0,1\nb,,,,,0\nc,,,,,0\n", f"a,{OPACITY}\nb,{OTHER}\nc,{NORMAL}\n")
     odd = make(tmp_path / "odd", "", "")
-    rows = '\ufeff"Target", "patientId" ,extra,x,y,width,height\r\n1,"a",,"1.0",2.0,3.0,4.0\r\n0,b,"x,y",,,,\r\n\r\n0,c,,,,,\r\n'
+    rows = '\ufeff"Target", "patientId" ,extra,x,y,width,height\r\n1,"a",,"1.0",2.0,3.0,4.0\r\n'
+    rows += '0,b,"x,y",,,,\r\n\r\n0,c,,,,,\r\n'
     (odd / LABELS).write_bytes(rows.encode())
     (odd / DETAILS).write_bytes(f'\ufeffpatientId,class\r\na,"{OPACITY}"\r\nb,"{OTHER}" \r\nc,{NORMAL}'.encode())
     found, expected = read_tables(odd), read_tables(plain)
@@ -175,13 +177,13 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         max_size=8,
     ),
     ending=st.sampled_from(["\n", "\r\n"]),
-    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    quote_all=st.booleans(),
 )
 def test_any_table_is_read_back(
-    table: dict[str, list[tuple[float, ...]]], ending: str, quoting: int, tmp_path_factory: pytest.TempPathFactory
+    table: dict[str, list[tuple[float, ...]]], ending: str, quote_all: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator=ending, quoting=quoting)
+    writer = csv.writer(text, lineterminator=ending, quoting=csv.QUOTE_ALL if quote_all else csv.QUOTE_MINIMAL)
     for name, boxes in table.items():
         writer.writerows([[name, *box, 1] for box in boxes] or [[name, "", "", "", "", 0]])
     root = make(tmp_path_factory.mktemp("table") / "d", "", images="")
@@ -194,6 +196,14 @@ def test_any_table_is_read_back(
     assert [patient.patient_id for patient in patients] == list(table)
     assert all(patient.label == bool(patient.boxes) for patient in patients)
     assert not quarantine
+
+
+def test_file_names_that_are_no_text_can_still_be_reported(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", "a,,,,,0\n", images="a")
+    (root / IMAGES / os.fsdecode(b"\xff\xfe.dcm")).touch()
+    entry = read_tables(root)[1][0]
+    assert (entry.reason, entry.file) == ("no_label", f"{IMAGES}/{entry.patient}.dcm")
+    assert entry.patient.encode()
 
 
 def test_strictness_counts_by_reason() -> None:

@@ -1,6 +1,6 @@
 """Under mpirun: the first 20 steps of every backend on the first k ranks, and prints the losses as JSON.
 
-Arguments: the numbers of ranks, with commas; the global batch; the number of images (its remainder makes a short batch).
+Arguments: the numbers of ranks, with commas; the global batch; the number of images (a remainder: a short batch).
 """
 
 import json

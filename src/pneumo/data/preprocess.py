@@ -8,6 +8,7 @@ bit-identical for any number of ranks.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -125,6 +126,7 @@ def _build(
             assert tables is not None
             return _inspect_all(client, tables[0], built, sizes, comm.size, report)
 
+        collective.gather(comm, _import_readers)
         inspections = cluster.run(comm, work, interface=interface, scratch=staged / "dask")
 
         def write_tables() -> None:
@@ -141,6 +143,11 @@ def _build(
             cache.publish(built, folder, store.is_sound)
 
         collective.from_first(comm, publish)
+
+
+def _import_readers() -> None:
+    """Import what reads images, on all ranks at once, so that no task has to wait for it."""
+    importlib.import_module("pneumo.data.inspect")
 
 
 def _inspect_all(

@@ -87,7 +87,7 @@ def read_tables(root: Path) -> tuple[list[Patient], list[Quarantined]]:
         except _Unsound as why:
             quarantine.append(Quarantined(patient_id, name, *why.args))
     for patient_id in sorted(files.keys() - rows.keys()):
-        name = f"{IMAGES}/{files[patient_id].name}"
+        name = f"{IMAGES}/{_text(files[patient_id].name)}"
         quarantine.append(Quarantined(patient_id, name, "no_label", f"no row in {LABELS}"))
     return patients, quarantine
 
@@ -135,10 +135,15 @@ def _images(root: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise Refused(f"{root} holds no {IMAGES}: give a folder in the layout of RSNA's challenge")
     found = (file for file in folder.iterdir() if file.suffix.lower() == ".dcm" and not file.name.startswith("."))
-    files = {file.stem: file for file in sorted(found)}
+    files = {_text(file.stem): file for file in sorted(found)}
     if not files:
         raise Refused(f"{folder} holds no .dcm file")
     return files
+
+
+def _text(name: str) -> str:
+    """Return a file's name with a question mark for each byte that is no text, so that it can be printed and stored."""
+    return name.encode("utf-8", "replace").decode()
 
 
 def _rows(path: Path, columns: Collection[str]) -> Iterator[dict[str, str]]:

@@ -146,13 +146,17 @@ class Progress:
 
     def __init__(self, verb: str, total: int, report: Report | None) -> None:
         self._verb, self._total, self._report = verb, total, report
-        self._begin_s = self._last_s = time.monotonic()
+        self._first: tuple[int, float] | None = None
+        self._last_s = time.monotonic()
 
     def show(self, done: int) -> None:
         """Say that `done` of the images are done, if it is time to say something."""
         now_s = time.monotonic()
-        if self._report is None or done == 0 or now_s - self._last_s < _REPORT_EVERY_S:
+        if self._first is None:  # what comes before the first image is no measure of those that follow
+            self._first = done, now_s
+        since, since_s = self._first
+        if self._report is None or done == since or now_s - self._last_s < _REPORT_EVERY_S:
             return
         self._last_s = now_s
-        left_s = (now_s - self._begin_s) * (self._total - done) / done
+        left_s = (now_s - since_s) * (self._total - done) / (done - since)
         self._report(f"{self._verb} {done} of {self._total} images, about {left_s:.0f} s left")

