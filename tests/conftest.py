@@ -21,6 +21,8 @@ IMPORTS_SET = (
     "YOLO_OFFLINE",
     "DO_NOT_TRACK",
     "OPENCV_",
+    "GDCM_",  # and the next: set by gdcm's Python package for its own libraries
+    "LD_LIBRARY_PATH",
 )
 # Threads that dask's and pytest-timeout's own machinery keeps for the life of the process.
 MACHINERY = ("Profile", "IO loop", "Dask-", "TCP-Executor", "asyncio_", "pytest_timeout")

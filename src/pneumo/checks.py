@@ -230,9 +230,8 @@ def check_machine(here: machine.Machine, ranks: Sequence[Rank]) -> list[Check]:
     usable = machine.usable_cores(tuple(cores))
     text = f"{here.cpu}: {here.physical_cores} cores, {here.logical_cpus} logical, {usable} usable"
     crowded = len(on_host) > usable
-    advice = (
-        f"{len(on_host)} ranks share {usable} cores: the figures show that, not what {len(on_host)} cores would do."
-    )
+    cores_here = f"{usable} core{'s' if usable > 1 else ''}"
+    advice = f"{len(on_host)} ranks share {cores_here}: the figures show that, not what {len(on_host)} cores would do."
     memory = here.limits.memory_bytes
     limits = (
         "no limits of control groups"

@@ -485,4 +485,7 @@ def _utc_now() -> str:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.exit(main())
+    code = main()
+    if code:
+        time.sleep(0.2)  # the first rank that leaves with an error makes the launcher kill those still leaving
+    sys.exit(code)

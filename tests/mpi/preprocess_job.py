@@ -141,7 +141,11 @@ def killed_worker() -> dict[str, Any]:
 
 def killed_last() -> dict[str, Any]:
     """Die as by kill -9 on rank 0 when all that is missing is the rename."""
-    with mock.patch.object(cache, "publish", lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+
+    def fatal(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with mock.patch.object(cache, "publish", fatal):
         make()
     return {}
 
@@ -152,7 +156,7 @@ def damaged() -> dict[str, Any]:
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def cut(path: Path) -> None:
-        os.truncate(path, path.stat().st_size - 1)
+        os.truncate(path, path.stat().st_size // 2)
 
     def flip(path: Path) -> None:
         content = path.read_bytes()

@@ -1,4 +1,4 @@
-"""Preprocessing by all ranks of a real MPI world: the same bytes for any number of them, whatever is killed or broken."""
+"""Preprocessing by all ranks of a real MPI world: the same bytes for any number of them, whatever breaks."""
 
 import json
 import shutil

@@ -106,7 +106,7 @@ def _outline(points: Points, closed: bool = True, steps: int = 8) -> Points:
     t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
     a, b, c, d = (p[k : len(p) - 3 + k, None, :] for k in range(4))
     curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)
-    return curve.reshape(-1, 2)
+    return np.asarray(curve.reshape(-1, 2), np.float64)
 
 
 def _fixed(points: Points) -> NDArray[np.int32]:
@@ -139,8 +139,7 @@ def _soft(mask: Bytes, sigma: float, weight: float) -> Floats:
         layer = cv2.resize(blurred, (GRID, GRID), interpolation=cv2.INTER_LINEAR)
     else:
         layer = cv2.GaussianBlur(mask, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE).astype(np.float32)
-    layer *= np.float32(weight / 255)
-    return np.asarray(layer, np.float32)
+    return np.asarray(layer * np.float32(weight / 255), np.float32)
 
 
 def _cloud(rng: np.random.Generator, shape: int, weight: float, cells: int = 9) -> Floats:
@@ -378,8 +377,8 @@ def _expose(rng: np.random.Generator, picture: Floats, size: int) -> Bytes:
     gain, lift, gamma = rng.uniform(0.96, 1.04), rng.normal(0, 0.01), math.exp(rng.normal(0, 0.06))
     levels = np.maximum(np.linspace(0, 1.4, 4096) * gain + lift, 0.004)
     curve = (255 / math.tanh(1.6) * np.tanh(1.35 * levels ** (1.25 * gamma))).astype(np.float32)
-    grey = curve[np.clip(picture * 2925, 0, 4095).astype(np.uint16)]
-    grey = cv2.resize(grey, (size, size), interpolation=cv2.INTER_LINEAR)
+    exposed = curve[np.clip(picture * 2925, 0, 4095).astype(np.uint16)]
+    grey = cv2.resize(exposed, (size, size), interpolation=cv2.INTER_LINEAR)
     row, column = rng.integers(0, _FILM - size + 1, 2)
     grain = cv2.scaleAdd(_film()[row : row + size, column : column + size], float(rng.uniform(1.4, 2.6)), grey)
     return np.asarray(cv2.convertScaleAbs(grain), np.uint8)  # noise in the black reflects at 0

@@ -4,6 +4,7 @@ import math
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -141,7 +142,7 @@ def _sites(rng: np.random.Generator, size: int) -> tuple[Box, ...]:
     boxes: list[Box] = []
     for k in range(count):
         left = first_left if k % 2 == 0 or not opposite else not first_left
-        boxes.append(_apart(boxes, lambda left=left: _site(rng, left)))
+        boxes.append(_apart(boxes, partial(_site, rng, left)))
     scale = size / RSNA_SIZE
     return tuple(_scaled(boxes[i], scale) for i in rng.permutation(count))
 

@@ -15,7 +15,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.tag import Tag
-from pydicom.uid import JPEGBaseline8Bit, SecondaryCaptureImageStorage
+from pydicom.uid import UID, JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
 from pneumo.data.anatomy import Looks, Opacity, draw
 from pneumo.data.patients import ABNORMAL, OPACITY, Person, SampleConfig, person, stream
@@ -99,7 +99,7 @@ def _dataset(config: SampleConfig, index: int, who: Person, pixels: np.ndarray) 
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     meta.TransferSyntaxUID = JPEGBaseline8Bit
-    meta.ImplementationClassUID = f"{_DCMTK}.0.3.6.0"
+    meta.ImplementationClassUID = UID(f"{_DCMTK}.0.3.6.0")
     meta.ImplementationVersionName = "OFFIS_DCMTK_360"
     return dataset
 
