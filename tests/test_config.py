@@ -54,3 +54,12 @@ def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "value"), [("240s", 240), ("4m", 240), ("1.5h", 5400), ("30", 30)])
 def test_durations(text: str, value: float) -> None:
     assert seconds(text) == value
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "experiments").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_the_experiments_are_valid(path: Path) -> None:
+    command = parse([str(path)])
+    assert command is not None
+    assert command.study.study == path.stem

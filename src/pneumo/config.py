@@ -34,7 +34,7 @@ def _split_numbers(_type: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
 def _option(group: str, converter: Any = None) -> Parameter:
     if converter is None:
         return Parameter(group=group)
-    return Parameter(group=group, converter=converter, n_tokens=1, accepts_keys=False)
+    return Parameter(group=group, converter=converter, n_tokens=1, accepts_keys=False, negative_iterable="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Study:
     "Decides the split, the order, the augmentation and the first parameters."
 
     study: Annotated[str, _option(_OUTPUT)] = "main"
-    "The study's name: results go to OUT/STUDY/<UTC time>/."
+    "The study's name: results go to a folder OUT/STUDY/TIME."
     out: Annotated[Path, _option(_OUTPUT)] = Path("results")
     "Where results go."
     save: Annotated[bool, _option(_OUTPUT)] = False
@@ -134,21 +134,13 @@ def parse(argv: Sequence[str]) -> Command | None:
 
     @app.default
     def command(
-        file: Path | None = None,
+        file: Annotated[Path | None, Parameter(help="A TOML file with any of the settings below.")] = None,
         /,
         *,
         study: Annotated[Study, Parameter(name="*")] = Study(),
-        dry_run: bool = False,
-        json: Path | None = None,
+        dry_run: Annotated[bool, Parameter(negative="", help="Print the plan; needs no mpirun.")] = False,
+        json: Annotated[Path | None, Parameter(help="Also write the summary (or the plan) to this file.")] = None,
     ) -> None:
-        """Train with serial, DDP, FSDP and Horovod in one MPI world, interleaved, and compare.
-
-        Parameters
-        ----------
-        file: a TOML file with any of the settings below; a flag overrides it.
-        dry_run: print the plan and do nothing; needs no mpirun.
-        json: also write summary.json's content (with --dry-run: the plan) to this file.
-        """
         found.append(Command(study, dry_run, json))
 
     tokens = list(argv)

@@ -1,32 +1,28 @@
 """Where a result comes from: commit, versions, machine, and what data it saw."""
 
 import os
-import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pneumo import doctor
 from pneumo.study.schema import DataFacts, Part
 
 if TYPE_CHECKING:
     from pneumo.data.split import Split
     from pneumo.data.store import Store
 
-_PACKAGES = ("pneumo", "torch", "horovod", "mpi4py", "numpy", "pandas", "dask", "dask-mpi", "pydicom", "albumentations")
 _ENVIRONMENT = ("OMP_", "MKL_", "GLOO_", "NCCL_", "HOROVOD_", "MALLOC_", "OMPI_MCA_", "PRTE_MCA_", "OPENBLAS_")
 
 
 def collect(mpi: str) -> dict[str, Any]:
-    """Return the commit, versions, machine and the environment that matters, as JSON values."""
+    """Return the commit, what the doctor says of this machine, and the environment that matters, as JSON values."""
     return {
         "commit": _commit(),
-        "python": platform.python_version(),
         "mpi": mpi,
-        "packages": {name: _version(name) for name in _PACKAGES},
-        "machine": {"system": platform.platform(), "cpu": _cpu_model()},
+        **doctor.facts(),
         "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_ENVIRONMENT) and "/" not in v},
     }
 
@@ -53,13 +49,6 @@ def data_facts(store: "Store", split: "Split", *, by_person: bool) -> DataFacts:
     )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _commit() -> str | None:
     """The checkout's commit, with + where files differ from it; None outside a checkout."""
     try:
@@ -74,10 +63,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()

@@ -154,6 +154,7 @@ def damaged() -> dict[str, Any]:
     """Spoil the store in several ways; each time it has to be made again, the same."""
     folder = make().path
     whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    COMM.Barrier()
 
     def cut(path: Path) -> None:
         os.truncate(path, path.stat().st_size // 2)
@@ -176,6 +177,7 @@ def damaged() -> dict[str, Any]:
         COMM.Barrier()
         make()
         outcomes.append({path.name: path.read_bytes() for path in folder.iterdir()} == whole)
+        COMM.Barrier()
     return {"repaired": outcomes}
 
 
