@@ -69,9 +69,10 @@ find_python() { # the first Python that will do
 find_compiler() { # the first C++ compiler that knows C++20
     local name scratch
     scratch=$(mktemp -d)
+    printf '%s\n' '#include <concepts>' 'template <std::integral T> T same(T x) { return x; }' \
+        'int main() { return same(0); }' >"$scratch/a.cc"
     for name in ${CXX:-c++ g++ clang++}; do
-        if printf '#include <concepts>\ntemplate <std::integral T> T f(T x) { return x; }\nint main() { return f(0); }\n' |
-            "$name" -std=c++20 -x c++ - -o "$scratch/a.out" 2>/dev/null; then
+        if "$name" -std=c++20 "$scratch/a.cc" -o "$scratch/a.out" 2>/dev/null; then
             rm -rf "$scratch"
             command -v "$name"
             return
@@ -89,8 +90,10 @@ nearest() { # the nearest folder above a path that exists
 
 check() { # everything that is missing, in one sentence, before anything is downloaded
     local missing=() need=$1 tool place
-    python=$(find_python) || missing+=("Python 3.11 to 3.14 with venv and ensurepip (on Debian: python3-venv${PYTHON:+; PYTHON=$PYTHON is not})")
-    compiler=$(find_compiler) || missing+=("a C++20 compiler (g++ 10 or clang++ 12 or newer${CXX:+; CXX=$CXX is not})")
+    python=$(find_python) ||
+        missing+=("Python 3.11 to 3.14 with venv and ensurepip (on Debian: python3-venv${PYTHON:+; PYTHON=$PYTHON is not})")
+    compiler=$(find_compiler) ||
+        missing+=("a C++20 compiler (g++ 10, clang++ 12 or newer; on Debian: build-essential${CXX:+; CXX=$CXX is not})")
     if [[ $mpi == system ]]; then
         for tool in mpicc mpicxx mpirun; do
             command -v "$tool" >/dev/null || missing+=("$tool on PATH (for PNEUMO_MPI=system)")
@@ -145,10 +148,10 @@ interrupted() {
 }
 
 make_venv() {
-    local version='import sys; print(sys.prefix, *sys.version_info[:2])'
-    if [[ -e $venv && $("$venv/bin/python" -c "$version" 2>/dev/null) != "$venv $("$python" -c "$version" | awk '{ print $(NF - 1), $NF }')" ]] ||
-        ! grep -qsF "$venv" "$venv/bin/activate"; then
-        rm -rf "$venv" # of another Python or another place, or half made
+    local version='import sys; print(*sys.version_info[:2])'
+    if [[ -e $venv ]] && { ! grep -qsF "$venv" "$venv/bin/activate" ||
+        [[ $("$venv/bin/python" -c "$version" 2>/dev/null) != "$("$python" -c "$version")" ]]; }; then
+        rm -rf "$venv" # of another place or another Python, or half made
     fi
     say "set-up: $("$python" --version), $("$compiler" --version | head -n 1), MPI: $mpi"
     "$python" -m venv "$venv" || die 1 "$python could not make $venv."
@@ -156,7 +159,9 @@ make_venv() {
 }
 
 without() { # without REQUIREMENTS NAME...: the lock file less these packages (each has its hashes on lines that follow)
-    awk -v names="$(printf ' %s ' "${@:2}")" '/^[^ #]/ { split($0, part, "=="); skip = index(names, " " part[1] " ") } !skip' "$1"
+    awk -v names="$(printf ' %s ' "${@:2}")" '
+        /^[^ #]/ { split($0, part, "=="); skip = index(names, " " part[1] " ") }
+        !skip' "$1"
 }
 
 only() { # only REQUIREMENTS NAME

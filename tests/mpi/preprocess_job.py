@@ -213,6 +213,7 @@ def broken() -> dict[str, Any]:
         for name, guilty in (("worker_first", COMM.rank == 0), ("worker_last", last)):
             with mock.patch.object(distributed.Worker, "start_unsafe", refuse) if guilty else mock.MagicMock():
                 outcomes[name] = failure(make)
+    collective.wait_for_all(COMM)  # rank 0 has removed its staging folder
     left = sorted(path.name for path in CACHE.iterdir() if path.name != ".lock")
     collective.wait_for_all(COMM)
     return {"outcomes": outcomes, "left": left, "good": len(make().index)}

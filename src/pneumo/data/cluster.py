@@ -198,7 +198,9 @@ def _quiet() -> Iterator[None]:
 
     Closing logs CommClosedError with tracebacks (dask/dask-mpi #87, #94), a failed task what `run` raises in any case.
     """
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    # Some of those below them have a level of their own.
+    names = [*_NOISY_LOGGERS, *(name for name in logging.root.manager.loggerDict if name.startswith(_NOISY_LOGGERS))]
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
