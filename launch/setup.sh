@@ -123,7 +123,7 @@ logged() { # logged LABEL COMMAND...: run it with its noise in the log, and a pl
     while kill -0 "$child" 2>/dev/null; do
         sleep 0.2
         if ((SECONDS - begin >= next)); then
-            say "    $label: $(progress), $((SECONDS - begin)) s"
+            say "    $label: $([[ $label != packages ]] || progress)$((SECONDS - begin)) s"
             next=$((next + 15))
         fi
     done
@@ -134,9 +134,9 @@ logged() { # logged LABEL COMMAND...: run it with its noise in the log, and a pl
 
 progress() { # where pip is
     if grep -q '^Installing collected' "$log"; then
-        printf 'all downloaded, being unpacked'
+        printf 'all downloaded, being unpacked, '
     else
-        printf '%s of %s packages at hand' "$(grep -c '^Collecting\|^Requirement already' "$log" || true)" "$packages"
+        printf '%s of %s at hand, ' "$(grep -c '^Collecting\|^Requirement already' "$log" || true)" "$packages"
     fi
 }
 
@@ -169,7 +169,8 @@ only() { # only REQUIREMENTS NAME
 }
 
 install_packages() {
-    local pip=("$venv/bin/python" -m pip --no-input --disable-pip-version-check install --require-hashes --progress-bar off)
+    local pip=("$venv/bin/python" -m pip --no-input --disable-pip-version-check install --require-hashes
+        --progress-bar off --no-compile)
     local lock=$root/launch/requirements.lock
     packages=$(grep -c '^[a-z0-9A-Z]' "$lock")
     rm -rf "$stamps/tmp" && mkdir -p "$stamps/tmp"
@@ -197,6 +198,9 @@ pip_failed() {
 install_project() {
     logged project "$venv/bin/python" -m pip --no-input --disable-pip-version-check install \
         --no-deps --no-build-isolation --no-index -e "$root" || pip_failed
+    # pip would compile all modules, one after the other; here are those that the job imports, before 8 ranks do it at once.
+    NO_ALBUMENTATIONS_UPDATE=1 logged imports "$venv/bin/python" -c 'import albumentations, cryptography.x509, cv2, cyclopts, dask.distributed, dask_mpi
+import gdcm, msgspec, pandas, pyarrow.parquet, pydicom, rich.table, scipy.stats, torch.distributed.fsdp' || true
 }
 
 # So that `mpirun -n 8 python -m pneumo.launch` works as it stands: as root too, and with more ranks than cores; what a

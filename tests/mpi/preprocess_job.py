@@ -207,7 +207,7 @@ def broken() -> dict[str, Any]:
         outcomes["space"] = failure(make)
     with mock.patch.object(module, "_write_tables", refuse):
         outcomes["tables"] = failure(make)
-    with mock.patch.object(cluster, "_START_TIMEOUT_S", 2):
+    with mock.patch.multiple(cluster, _START_TIMEOUT_S=3, _CLOSE_TIMEOUT_S=3):
         with mock.patch.object(distributed.Scheduler, "start_unsafe", refuse):
             outcomes["scheduler"] = failure(make)
         for name, guilty in (("worker_first", COMM.rank == 0), ("worker_last", last)):

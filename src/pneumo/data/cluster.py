@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _START_TIMEOUT_S: Final = 60
+_CLOSE_TIMEOUT_S: Final = 20
 _NO_PAGES: Final = "127.0.0.1:0"  # Dask starts its HTTP servers in any case: here, instead of on every interface
 _NOISY_LOGGERS: Final = ("distributed", "tornado", "asyncio")
 
@@ -60,12 +61,12 @@ def _execute(
 
     errors: list[BaseException] = []
     threads: list[threading.Thread] = []
-    started = threading.Event()
+    guard = _Guard(comm.rank, scratch / "rank-0-has-left")
 
     def client() -> None:
         # Whatever happens here, this function must return: dask_mpi tells the ranks to stop only after it.
         threads.append(threading.current_thread())
-        started.set()
+        guard.started.set()
         try:
             with distributed.Client(  # type: ignore[no-untyped-call]
                 set_as_default=False, timeout=_START_TIMEOUT_S
@@ -74,8 +75,11 @@ def _execute(
                 outcome.append(work(client))
         except BaseException as error:
             errors.append(error)
+        finally:
+            guard.finished.set()
 
-    with _restored_configuration(settings), _quiet(), _Startup(comm) as startup, _guarded(comm.rank, started):
+    scratch.mkdir(exist_ok=True)
+    with _restored_configuration(settings), _quiet(), _Startup(comm) as startup, guard:
         dask_mpi.execute(
             client,
             client_rank=0,
@@ -134,33 +138,52 @@ class _Startup:
         collective.wait_for_all(self._comm)
 
 
-@contextlib.contextmanager
-def _guarded(rank: int, started: threading.Event) -> Iterator[None]:
-    """On rank 0, close the scheduler if the client has not started in time: its worker failed, and nobody else would.
+class _Guard:
+    """Ends this rank's part of the cluster where Dask would wait for ever for another part that has failed.
 
-    dask_mpi starts the client from inside that worker and looks at the worker's error only after the scheduler's end.
+    dask_mpi starts the client from inside rank 0's worker and looks at that worker's error only after the scheduler's
+    end, which only the client brings about; and a worker goes on trying to reach a scheduler that is gone. So rank 0
+    closes the scheduler if the client does not start in time, and the others stop soon after rank 0 has left, which
+    a file tells them: MPI may not be ready for calls from another thread.
     """
-    done = threading.Event()
 
-    def watch() -> None:
-        if started.wait(_START_TIMEOUT_S) or done.is_set():
-            return
-        from distributed import Scheduler
+    def __init__(self, rank: int, left: Path) -> None:
+        self._rank, self._left = rank, left
+        self.started, self.finished, self._done = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="dask-guard", daemon=True)
 
-        for scheduler in list(Scheduler._instances):
-            loop: Any = scheduler.loop
-            asyncio.run_coroutine_threadsafe(scheduler.close(), loop.asyncio_loop)
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
 
-    watcher = threading.Thread(target=watch, name="dask-start", daemon=True)
-    if rank == 0:
-        watcher.start()
-    try:
-        yield
-    finally:
-        done.set()
-        started.set()
-        if rank == 0:
-            watcher.join()
+    def __exit__(self, *_: object) -> None:
+        for event in (self._done, self.started, self.finished):
+            event.set()
+        self._thread.join()
+        if self._rank == 0:
+            self._left.touch()
+
+    def _watch(self) -> None:
+        if self._rank == 0:
+            if not self.started.wait(_START_TIMEOUT_S):
+                for scheduler, loop in _running_servers("Scheduler"):
+                    asyncio.run_coroutine_threadsafe(scheduler.close(), loop)
+            else:
+                self.finished.wait()
+        else:
+            while not self._done.wait(0.2) and not self._left.exists():
+                pass
+        if not self._done.wait(_CLOSE_TIMEOUT_S):
+            for _, loop in _running_servers("Scheduler", "Worker"):
+                loop.call_soon_threadsafe(loop.stop)  # asyncio.run raises then
+
+
+def _running_servers(*kinds: str) -> list[tuple[Any, asyncio.AbstractEventLoop]]:
+    """Return Dask's servers of these kinds in this process, with their event loops, if these run."""
+    import distributed
+
+    servers = [server for kind in kinds for server in list(getattr(distributed, kind)._instances)]
+    return [(server, server.loop.asyncio_loop) for server in servers if server.loop.asyncio_loop.is_running()]
 
 
 def _stop_loops(threads: list[threading.Thread]) -> None:
