@@ -170,7 +170,7 @@ only() { # only REQUIREMENTS NAME
 
 install_packages() {
     local pip=("$venv/bin/python" -m pip --no-input --disable-pip-version-check install --require-hashes
-        --progress-bar off --no-compile)
+        --no-deps --progress-bar off --no-compile) # the lock is complete, so pip has nothing to resolve
     local lock=$root/launch/requirements.lock
     packages=$(grep -c '^[a-z0-9A-Z]' "$lock")
     rm -rf "$stamps/tmp" && mkdir -p "$stamps/tmp"
@@ -183,7 +183,7 @@ install_packages() {
     : >"$log"
     TMPDIR=$stamps/tmp logged packages "${pip[@]}" -r "$lock" || pip_failed
     if [[ $mpi == system ]]; then
-        MPICC=$(command -v mpicc) logged mpi4py "${pip[@]}" --no-binary mpi4py --no-build-isolation --no-deps \
+        MPICC=$(command -v mpicc) logged mpi4py "${pip[@]}" --no-binary mpi4py --no-build-isolation \
             -r "$stamps/mpi4py.txt" || pip_failed
     fi
     rm -rf "$stamps/tmp"

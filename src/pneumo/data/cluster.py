@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import copy
 import logging
+import secrets
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -43,8 +44,9 @@ def run(comm: Intracomm, work: Callable[[Client], T], *, interface: str | None, 
     collective.gather(comm, lambda: _check_interface(interface))
     # Importing takes a second or two; what follows is timed by Dask's own timeouts, so it starts on all ranks together.
     settings = collective.gather(comm, lambda: _settings() if comm.rank == 0 else _import_dask())
+    own = scratch / collective.from_first(comm, lambda: f"dask-{secrets.token_hex(4)}")
     outcome: list[T] = []
-    collective.gather(comm, lambda: _execute(comm, work, outcome, settings[0], interface, scratch))
+    collective.gather(comm, lambda: _execute(comm, work, outcome, settings[0], interface, own))
     return outcome[0] if outcome else None
 
 
@@ -78,7 +80,7 @@ def _execute(
         finally:
             guard.finished.set()
 
-    scratch.mkdir(exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     with _restored_configuration(settings), _quiet(), _Startup(comm) as startup, guard:
         dask_mpi.execute(
             client,

@@ -127,7 +127,7 @@ def _build(
             return _inspect_all(client, tables[0], built, sizes, comm.size, report)
 
         collective.gather(comm, _import_readers)
-        inspections = cluster.run(comm, work, interface=interface, scratch=staged / "dask")
+        inspections = cluster.run(comm, work, interface=interface, scratch=staged)
 
         def write_tables() -> None:
             if tables is not None and inspections is not None:
