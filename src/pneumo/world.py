@@ -39,8 +39,12 @@ class World:
     def __init__(self) -> None:
         mask = os.sched_getaffinity(0)
         started = launched()
-        if started and os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(started[1]):
-            os.environ.setdefault("OMPI_MCA_btl_tcp_if_include", "lo")
+        # On one node Open MPI needs no network, and its TCP transport listens on every address even where it is told to
+        # use `lo`. Alone, it needs no shared memory either, of which it would leave a segment behind.
+        if started is None:
+            os.environ.setdefault("OMPI_MCA_btl", "self")
+        elif os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(started[1]):
+            os.environ.setdefault("OMPI_MCA_btl", "self,sm")
         import mpi4py
 
         mpi4py.rc.initialize = False

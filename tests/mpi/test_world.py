@@ -63,3 +63,17 @@ def test_a_foreign_launcher_is_explained(mpirun: Launcher, tmp_path: Path) -> No
     assert done.returncode == 2, done.text
     assert "started 4 ranks, but each sees a world of one" in done.text
     assert "never" not in done.stdout
+
+
+@pytest.mark.parametrize("n", [None, 2])
+def test_mpi_listens_on_loopback_only_on_one_node(mpirun: Launcher, tmp_path: Path, n: int | None) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from pneumo import machine\n" + START + "with World.start() as w:\n"
+        "    w.wait()\n"
+        "    open_to_all = [a for a in machine.listening() if not machine.is_loopback(a)]\n"
+        "    found = w.comm.gather(open_to_all)\n"
+        "    if w.rank == 0: print('OPEN', sum(found, []))\n"
+    )
+    done = mpirun(n, file=script, timeout=60)
+    assert "OPEN []" in done.stdout, done.text
