@@ -39,7 +39,7 @@ def test_without_mpirun_it_works_too(mpirun: Launcher) -> None:
 def test_ranks_that_are_alone_are_told_why(mpirun: Launcher) -> None:
     """As under the mpirun of another MPI: a launcher's environment, and a library that knows nothing of it."""
     for rank, lines in (("0", 1), ("1", 0)):
-        env = {"PMI_SIZE": "2", "PMI_RANK": rank}
+        env = {"PMI_SIZE": "2", "PMI_RANK": rank, "OMPI_MCA_btl": "self"}
         result = mpirun(None, module="pneumo.doctor", env=env, check=False)
         assert result.returncode == (1 if rank == "0" else 0)
         assert result.stdout.count("every rank is alone; start with that library's own mpirun.") == lines
@@ -52,6 +52,20 @@ def test_arguments_are_refused_once(mpirun: Launcher, args: list[str]) -> None:
     assert result.returncode == 2
     assert [args[0] in line for line in result.stderr.splitlines() if line.startswith("pneumo:")] == [True]
     assert "Traceback" not in result.text
+
+
+def test_a_refusal_is_heard_though_the_speaking_rank_is_late(mpirun: Launcher) -> None:
+    """A launcher kills the other ranks when one leaves with an error: none may before the sentence is out."""
+    late = (
+        "import os, sys, time\n"
+        "time.sleep(2 * (os.environ['OMPI_COMM_WORLD_RANK'] == '0'))\n"
+        "sys.argv = ['doctor', '--jsn', 'x']\n"
+        "from pneumo.doctor import main\n"
+        "sys.exit(main())\n"
+    )
+    result = mpirun(2, late, check=False)
+    assert result.returncode == 2
+    assert sum(line.startswith("pneumo:") and "--jsn" in line for line in result.stderr.splitlines()) == 1, result.text
 
 
 def test_facts_are_json_fast_and_import_neither_torch_nor_mpi() -> None:

@@ -109,10 +109,19 @@ def main() -> int:
     try:
         return int(app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value") or 0)
     except (CycloptsError, PneumoError) as error:
-        started = launched()
-        if not started or started[2] == 0:
-            print(f"pneumo: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        return Refused.exit_code
+        return _refuse(Refused(" ".join(str(error).split())))
+
+
+def _refuse(error: Refused) -> int:
+    """Say an error that all ranks have found, once; none leaves before it is out, or the launcher kills the speaker."""
+    started = launched()
+    if started and started[1] > 1:
+        from pneumo.world import World
+
+        with World.start() as world:
+            return world.refuse(error)
+    print(f"pneumo: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
 
 
 if __name__ == "__main__":
