@@ -37,7 +37,7 @@ die() { # die CODE SENTENCE
 
 # What the environment is made from; a stamp that holds another key is as good as none.
 key=$({
-    cat "$root"/launch/{requirements.lock,horovod.lock,setup.sh,build_horovod.py} "$root/pyproject.toml"
+    cat "$root"/launch/{requirements.lock,system_mpi.lock,horovod.lock,setup.sh,build_horovod.py} "$root/pyproject.toml"
     printf '%s\n' "$venv" "$mpi" "${PYTHON:-}"
 } | sha256sum | cut -c1-32)
 
@@ -183,6 +183,8 @@ install_packages() {
     : >"$log"
     TMPDIR=$stamps/tmp logged packages "${pip[@]}" -r "$lock" || pip_failed
     if [[ $mpi == system ]]; then
+        logged Cython "${pip[@]}" -r "$root/launch/system_mpi.lock" || pip_failed # mpi4py's source is written in it
+        say "set-up: building mpi4py (two minutes)"
         MPICC=$(command -v mpicc) logged mpi4py "${pip[@]}" --no-binary mpi4py --no-build-isolation \
             -r "$stamps/mpi4py.txt" || pip_failed
     fi
