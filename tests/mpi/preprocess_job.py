@@ -250,7 +250,14 @@ def asleep() -> dict[str, Any]:
     return {"cpu_s": time.process_time() - begin_s}
 
 
+def abort(*error: Any) -> None:
+    """End all ranks when one fails, instead of leaving them to wait for it."""
+    sys.__excepthook__(*error)
+    COMM.Abort(1)
+
+
 if __name__ == "__main__":
+    sys.excepthook = abort
     result = globals()[sys.argv[1]]()
     for rank in range(COMM.size):
         collective.wait_for_all(COMM)

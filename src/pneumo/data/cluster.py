@@ -175,9 +175,11 @@ class _Guard:
         else:
             while not self._done.wait(0.2) and not self._left.exists():
                 pass
-        if not self._done.wait(_CLOSE_TIMEOUT_S):
+        while not self._done.wait(_CLOSE_TIMEOUT_S):
             for _, loop in _running_servers("Scheduler", "Worker"):
-                loop.call_soon_threadsafe(loop.stop)  # asyncio.run raises then
+                # asyncio.run raises then; again, since it first runs the loop to cancel what waits for other timeouts.
+                with contextlib.suppress(RuntimeError):  # it was closed just now
+                    loop.call_soon_threadsafe(loop.stop)
 
 
 def _running_servers(*kinds: str) -> list[tuple[Any, asyncio.AbstractEventLoop]]:
