@@ -339,7 +339,7 @@ def _add_opacity(rng: np.random.Generator, picture: Floats, air: Floats, opacity
     x0, y0, reach = x + w / 2, y + h / 2, 1.1
     fx = np.exp(-(((np.arange(GRID, dtype=np.float32) - x0) / (reach * (w + 60))) ** 2))
     fy = np.exp(-(((np.arange(GRID, dtype=np.float32) - y0) / (reach * (h + 60))) ** 2))
-    picture += fy[:, None] * fx * air_here * np.float32(0.10 * opacity.strength)
+    picture += fy[:, None] * fx * air_here * np.float32(0.20 * opacity.strength)
 
 
 def _hardware(rng: np.random.Generator, lungs: Sequence[Lung], looks: Looks) -> Floats:
