@@ -339,7 +339,7 @@ def _add_opacity(rng: np.random.Generator, picture: Floats, air: Floats, opacity
     x0, y0, reach = x + w / 2, y + h / 2, 1.1
     fx = np.exp(-(((np.arange(GRID, dtype=np.float32) - x0) / (reach * (w + 60))) ** 2))
     fy = np.exp(-(((np.arange(GRID, dtype=np.float32) - y0) / (reach * (h + 60))) ** 2))
-    picture += fy[:, None] * fx * air_here * np.float32(0.20 * opacity.strength)
+    picture += fy[:, None] * fx * air_here * np.float32(0.24 * opacity.strength)
 
 
 def _hardware(rng: np.random.Generator, lungs: Sequence[Lung], looks: Looks) -> Floats:
@@ -380,5 +380,5 @@ def _expose(rng: np.random.Generator, picture: Floats, size: int) -> Bytes:
     exposed = curve[np.clip(picture * 2925, 0, 4095).astype(np.uint16)]
     grey = cv2.resize(exposed, (size, size), interpolation=cv2.INTER_LINEAR)
     row, column = rng.integers(0, _FILM - size + 1, 2)
-    grain = cv2.scaleAdd(_film()[row : row + size, column : column + size], float(rng.uniform(1.4, 2.6)), grey)
+    grain = cv2.scaleAdd(_film()[row : row + size, column : column + size], float(rng.uniform(1.1, 2.1)), grey)
     return np.asarray(cv2.convertScaleAbs(grain), np.uint8)  # noise in the black reflects at 0
