@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from harness import Launcher
 
-from pneumo import checks, doctor, machine
+from pneumo import checks, doctor, installed, machine
 
 
 def states(path: Path) -> dict[str, str]:
@@ -82,7 +82,7 @@ def test_facts_are_json_fast_and_import_neither_torch_nor_mpi() -> None:
 
 def test_what_is_built_into_horovod_is_what_horovod_says(mpirun: Launcher) -> None:
     """Read from its file without loading it, and asked of the loaded library."""
-    found = checks.horovod_facts()
+    found = installed.horovod_facts()
     if found is None:
         pytest.skip("Horovod is not installed")
     code = "import horovod.torch as h; print(*(n for n in ('mpi', 'nccl', 'gloo') if getattr(h, n + '_built')()))"

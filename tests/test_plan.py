@@ -1,5 +1,8 @@
 """Which runs a study makes in a world."""
 
+import subprocess
+import sys
+
 import pytest
 
 from pneumo import plan
@@ -59,3 +62,15 @@ def test_refusals(study: Study, words: list[str]) -> None:
 def test_gpus_choose_nccl() -> None:
     assert {r.comm for r in make(Study(), size=2, gpus=2).runs if r.backend == "ddp"} == {"nccl"}
     assert {r.comm for r in make(Study(), size=4, gpus=2).runs if r.backend == "ddp"} == {"gloo"}
+
+
+def test_planning_imports_no_torch_so_that_threads_can_be_limited_before_it() -> None:
+    code = (
+        "import sys\n"
+        "from pneumo.config import Study\n"
+        "from pneumo.plan import make_plan\n"
+        "make_plan(Study(), world_size=8, cores=2, local_size=8, gpus=0)\n"
+        "print(sorted({'torch', 'horovod', 'mpi4py'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"

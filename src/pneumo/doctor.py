@@ -12,8 +12,9 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 from pneumo import machine, process
-from pneumo.checks import NEEDED, THREADS, Check, Mpi, Rank, examine, horovod_facts, probe_mpi, version
+from pneumo.checks import NEEDED, THREADS, Check, Mpi, Rank, examine, probe_mpi
 from pneumo.errors import PneumoError, Refused
+from pneumo.installed import horovod_facts, version
 from pneumo.world import launched
 
 TICKS = {"ok": "✓", "info": "·", "warn": "!", "bad": "✗"}

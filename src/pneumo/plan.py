@@ -2,11 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from pneumo.backends import BACKENDS
 from pneumo.config import Study, nearest
 from pneumo.errors import Refused
+from pneumo.installed import horovod_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +48,12 @@ class Plan:
 
 def horovod_missing() -> str | None:
     """Why Horovod cannot be used, None where it can."""
-    if find_spec("horovod") is None:
+    # Looked up in files: importing any of Horovod imports torch, and threads are limited only after planning.
+    found = horovod_facts()
+    if found is None:
         return "Horovod is not installed; see launch/build_horovod.py"
-    if find_spec("horovod.torch.mpi_lib_v2") is None:
-        return "the installed Horovod was built without PyTorch; see launch/build_horovod.py"
+    if "mpi" not in found["built_in"]:
+        return "the installed Horovod was built without PyTorch or without MPI; see launch/build_horovod.py"
     return None
 
 
