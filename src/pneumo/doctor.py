@@ -15,7 +15,7 @@ from pneumo import machine, process
 from pneumo.checks import NEEDED, THREADS, Check, Mpi, Rank, examine, probe_mpi
 from pneumo.errors import PneumoError, Refused
 from pneumo.installed import horovod_facts, version
-from pneumo.world import launched
+from pneumo.world import launched, use_no_network
 
 TICKS = {"ok": "✓", "info": "·", "warn": "!", "bad": "✗"}
 READY = "Everything that the main job needs is here: mpirun -n 8 python -m pneumo.launch"
@@ -63,12 +63,7 @@ def command(
         raise Refused(f"--json {json} cannot be written: there is no folder {json.parent}")
     mine = Rank(0, platform.node(), mask, ())
     started = launched()
-    if started is None:
-        # Alone, Open MPI needs no transport but to itself; its shared-memory one would leave 16 MiB in /dev/shm behind.
-        os.environ.setdefault("OMPI_MCA_btl", "self")
-    elif os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(started[1]):
-        # On one node it needs no TCP, for which it would listen on every address whatever btl_tcp_if_include says.
-        os.environ.setdefault("OMPI_MCA_btl", "self,sm")
+    use_no_network(started)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

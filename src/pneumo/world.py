@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from pneumo import process
+from pneumo import collective, process
 from pneumo.errors import PneumoError
 
 # What launchers tell their processes: the number of ranks, and the rank.
@@ -18,7 +18,6 @@ _LAUNCHERS = (
     ("MPICH or a PMI launcher", "PMI_SIZE", "PMI_RANK"),
     ("Slurm", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
-_POLL_S = 0.005  # how often a sleeping rank looks: at about 5 us a look that is 0.1 % of a core
 
 
 def launched() -> tuple[str, int, int] | None:
@@ -27,6 +26,18 @@ def launched() -> tuple[str, int, int] | None:
         if size in os.environ and rank in os.environ:
             return name, int(os.environ[size]), int(os.environ[rank])
     return None
+
+
+def use_no_network(started: tuple[str, int, int] | None) -> None:
+    """Choose Open MPI's transports before it starts, where the launcher (as of `launched`) says that one node is all.
+
+    Its TCP transport listens on every address even where it is told to use `lo`, so on one node it is left out. A rank
+    alone needs no shared memory either, of which Open MPI would leave 16 MiB in /dev/shm behind.
+    """
+    if started is None:
+        os.environ.setdefault("OMPI_MCA_btl", "self")
+    elif os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(started[1]):
+        os.environ.setdefault("OMPI_MCA_btl", "self,sm")
 
 
 class World:
@@ -39,12 +50,7 @@ class World:
     def __init__(self) -> None:
         mask = os.sched_getaffinity(0)
         started = launched()
-        # On one node Open MPI needs no network, and its TCP transport listens on every address even where it is told to
-        # use `lo`. Alone, it needs no shared memory either, of which it would leave a segment behind.
-        if started is None:
-            os.environ.setdefault("OMPI_MCA_btl", "self")
-        elif os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE") == str(started[1]):
-            os.environ.setdefault("OMPI_MCA_btl", "self,sm")
+        use_no_network(started)
         import mpi4py
 
         mpi4py.rc.initialize = False
@@ -137,9 +143,7 @@ class World:
 
     def wait(self) -> None:
         """Wait, asleep, until every rank of the world has come here."""
-        request = self.comm.Ibarrier()
-        while not request.Test():
-            time.sleep(_POLL_S)
+        collective.wait_for_all(self.comm)
 
     def share(self, value: Any) -> Any:
         """Return rank 0's value on every rank; whoever waits for it sleeps."""

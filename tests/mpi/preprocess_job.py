@@ -19,7 +19,8 @@ from unittest import mock
 
 from mpi4py import MPI
 
-from pneumo.data import cache, cluster, collective, inspect
+from pneumo import collective
+from pneumo.data import cache, cluster, inspect
 from pneumo.data import preprocess as module
 from pneumo.data.patients import SampleConfig
 from pneumo.data.preprocess import DataConfig, preprocess

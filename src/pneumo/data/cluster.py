@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from pneumo.data import collective
+from pneumo import collective
 from pneumo.errors import PneumoError
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pneumo.data import cache, cluster, collective, source, store
+from pneumo import collective
+from pneumo.data import cache, cluster, source, store
 from pneumo.data.loader import shares
 from pneumo.data.patients import SampleConfig
 from pneumo.data.rsna import Patient, Quarantined, read_tables, refuse_if_any

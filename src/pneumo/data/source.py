@@ -17,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pneumo.data import cache, collective
+from pneumo import collective
+from pneumo.data import cache
 from pneumo.data.loader import shares
 from pneumo.data.patients import SampleConfig
 from pneumo.data.rsna import DETAILS, IMAGES, LABELS, read_tables
@@ -31,7 +32,7 @@ Report = Callable[[str], None]
 _REPORT_EVERY_S: Final = 3.0
 # Whatever decides the pictures is part of a key: our own modules by their text, except these, and the libraries.
 _NO_PART: Final = frozenset(
-    ["__init__", "__main__", "augment", "cache", "check", "cluster", "collective", "loader", "metadata", "split"]
+    ["__init__", "__main__", "augment", "cache", "check", "cluster", "loader", "metadata", "split"]
 )
 _LIBRARIES: Final = ("numpy", "opencv-python-headless", "pillow", "pydicom", "python-gdcm")
 
