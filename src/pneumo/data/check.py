@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 from pneumo.data import metadata
 from pneumo.data.rsna import (
     CLASSES,
-    IMAGES,
     Patient,
     Quarantined,
     count_reasons,
@@ -71,6 +70,8 @@ class Report:
 
 def check(root: Path, mapping: Path | None, threads: int) -> Report:
     """Read a whole data folder. Raises Refused where its tables or the mapping cannot be read."""
+    from pneumo.data.inspect import quarantine_of
+
     persons = read_mapping(mapping) if mapping else {}
     patients, quarantine = read_tables(root)
     inspections = inspect_all(patients, threads)
@@ -113,21 +114,6 @@ def inspect_all(patients: Sequence[Patient], threads: int) -> list["Inspection"]
     bag = dask.bag.from_sequence(patients, partition_size=at_once)  # type: ignore[no-untyped-call]
     with quiet_decoders():
         return list(bag.map_partitions(some).compute(scheduler="threads", num_workers=threads))
-
-
-def quarantine_of(patients: Sequence[Patient], inspections: Sequence["Inspection"]) -> list[Quarantined]:
-    """Return what is left out for what is in the files: those that `inspect` refused, and repeated pictures."""
-    from pneumo.data.inspect import find_duplicates
-
-    repeats = find_duplicates(inspections)
-    found = []
-    for patient, seen in zip(patients, inspections, strict=True):
-        reason, detail = seen.reason, seen.detail
-        if patient.patient_id in repeats:
-            reason, detail = "duplicate", f"the same picture as {repeats[patient.patient_id]}, which is kept"
-        if reason is not None:
-            found.append(Quarantined(patient.patient_id, f"{IMAGES}/{patient.path.name}", reason, detail))
-    return found
 
 
 def show(report: Report) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pneumo.data.dicom import RADIOGRAPHS, Picture, Undecodable, read_grey, resize
-from pneumo.data.rsna import Patient
+from pneumo.data.rsna import IMAGES, Patient, Quarantined
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,19 @@ def find_duplicates(inspections: Sequence[Inspection]) -> dict[str, str]:
         for one in inspections
         if one.reason is None and kept.setdefault(one.digest, one.patient_id) != one.patient_id
     }
+
+
+def quarantine_of(patients: Sequence[Patient], inspections: Sequence[Inspection]) -> list[Quarantined]:
+    """Return what is left out for what is in the files: those that `inspect` refused, and repeated pictures."""
+    repeats = find_duplicates(inspections)
+    found = []
+    for patient, seen in zip(patients, inspections, strict=True):
+        reason, detail = seen.reason, seen.detail
+        if patient.patient_id in repeats:
+            reason, detail = "duplicate", f"the same picture as {repeats[patient.patient_id]}, which is kept"
+        if reason is not None:
+            found.append(Quarantined(patient.patient_id, f"{IMAGES}/{patient.path.name}", reason, detail))
+    return found
 
 
 def _box_outside(patient: Patient, rows: int, columns: int) -> str:

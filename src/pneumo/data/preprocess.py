@@ -132,7 +132,7 @@ def _build(
 
         def write_tables() -> None:
             if tables is not None and inspections is not None:
-                _write_tables(built, root, *tables, inspections, sizes)
+                _write_tables(built, *tables, inspections, sizes)
 
         collective.gather(comm, write_tables)
         names = store.file_names(sizes)
@@ -193,7 +193,6 @@ def _inspect_chunk(
 
 def _write_tables(
     folder: Path,
-    root: Path,
     patients: list[Patient],
     quarantine: list[Quarantined],
     inspections: list[Inspection],
@@ -202,22 +201,17 @@ def _write_tables(
     """Find the duplicates, blank their pictures, and write the index and the quarantine."""
     import numpy as np
 
-    from pneumo.data.inspect import find_duplicates
+    from pneumo.data.inspect import quarantine_of
 
-    kept = find_duplicates(inspections)
-    final = [_as_duplicate(one, kept[one.patient_id]) if one.patient_id in kept else one for one in inspections]
+    refused = quarantine_of(patients, inspections)
+    why = {entry.patient: entry for entry in refused}
+    final = [
+        replace(one, reason=entry.reason, detail=entry.detail) if (entry := why.get(one.patient_id)) else one
+        for one in inspections
+    ]
     for row, inspection in enumerate(final):
-        if inspection.patient_id in kept:
+        if inspection.reason == "duplicate":
             for size in sizes:
                 store.write_pictures(folder, len(patients), size, row, np.zeros((1, size, size), np.uint8))
-    refused = [
-        Quarantined(patient.patient_id, patient.path.relative_to(root).as_posix(), one.reason, one.detail)
-        for patient, one in zip(patients, final, strict=True)
-        if one.reason is not None
-    ]
     store.write_index(folder, patients, final)
     store.write_quarantine(folder, [*quarantine, *refused])
-
-
-def _as_duplicate(inspection: Inspection, kept: str) -> Inspection:
-    return replace(inspection, reason="duplicate", detail=f"the same picture as {kept}")
