@@ -6,10 +6,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from pneumo.study.results import ResultFolder
     from pneumo.study.schema import RunFile
     from pneumo.train import Block, Training
+
+T = TypeVar("T")
 
 WARMUP_STEPS = 2
 PROGRESS_EVERY_S = 30.0
@@ -44,17 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     process.stay_offline()
     with World.start() as world:
         if refused is not None:
-            return _leave(world, refused)
+            return world.refuse(refused)
         assert command is not None
         try:
             return _run(command, world)
         except Together as error:
-            return _leave(world, error)
+            return world.refuse(error)
     return 1
-
-
-def _leave(world: World, error: PneumoError) -> int:
-    return world.refuse(error)
 
 
 def _without_world(command: Command | None) -> int:
@@ -95,7 +93,7 @@ def _show_plan(command: Command, plan: Plan, size: int, cores: int) -> None:
     for gone in plan.missing:
         print(f"  {gone.backend} on {gone.ranks} ranks: left out, {gone.why}")
     if command.json:
-        command.json.write_bytes(msgspec.json.encode({"runs": rows, "missing": [asdict(m) for m in plan.missing]}))
+        command.json.write_bytes(msgspec.json.encode({"runs": rows, "missing": plan.missing}))
 
 
 SAMPLE_PATIENTS = 800
@@ -104,9 +102,8 @@ VALIDATE, CALIBRATE = 0.5, 0.1
 
 def _run(command: Command, world: World) -> int:
     """The spine: plan, data, trainings, results; everything that can be refused is refused before work begins."""
-    study, started = command.study, time.monotonic()
+    study = command.study
     plan = _agree(
-        world,
         lambda: make_plan(
             study,
             world_size=world.size,
@@ -121,23 +118,23 @@ def _run(command: Command, world: World) -> int:
     say(_describe(world, plan))
     store = _preprocess(study, world, say)
     split = world.run_on_first(lambda: _split(study, store))
-    results = world.run_on_first(lambda: _create(study)) if world.rank == 0 else world.run_on_first(lambda: None)
+    results = world.run_on_first(lambda: _create(study))
     say.log_to(results.path / "log.txt")
     job = Job(command, plan, world, store, split, results, say)
     try:
-        job.train(started)
+        job.train()
     except BaseException:
         if world.rank == 0:
             with contextlib.suppress(Exception):
                 results.flush()
                 job.write_run("failed")
         raise
-    world.run_on_first(lambda: job.finish())
+    world.run_on_first(job.finish)
     return 0
 
 
-def _agree(world: World, function: Any) -> Any:
-    """Compute on every rank what only depends on what all know; an error is everybody's."""
+def _agree(function: Callable[[], T]) -> T:
+    """Call what raises a PneumoError on every rank alike or on none, so that the error is said once."""
     try:
         return function()
     except PneumoError as error:
@@ -178,10 +175,7 @@ def _preprocess(study: Study, world: World, say: "Progress") -> "Store":
         sample=SampleConfig(patients=SAMPLE_PATIENTS, seed=study.seed),
         strict=study.strict,
     )
-    try:
-        return preprocess(config, world.comm, interface=world.interface, report=say)
-    except PneumoError as error:  # preprocess raises it on every rank
-        raise Together(error) from None
+    return _agree(lambda: preprocess(config, world.comm, interface=world.interface, report=say))
 
 
 def _split(study: Study, store: "Store") -> "Split":
@@ -270,7 +264,7 @@ class Job:
         self._sizes: dict[int, Any] = {}
         self._started = _utc_now()
 
-    def train(self, launch_began: float) -> None:
+    def train(self) -> None:
         """Make the trainings, advance them block by block, and evaluate them."""
         world, study = self._world, self._study
         logging.getLogger("torch.distributed").setLevel(logging.ERROR)
@@ -298,7 +292,7 @@ class Job:
             for training in order(trainings, block):
                 self._advance(training, block, count, warmup=False)
                 self._say.now_and_then(self._left(block, len(counts), begin))
-            world.run_on_first(self._results.flush if world.rank == 0 else lambda: None)
+            world.run_on_first(self._results.flush)
         self._say("evaluating on the validation patients")
         for training in trainings:
             self._evaluate(training, len(counts))
@@ -424,7 +418,7 @@ class Job:
 
     def _run_file(self, state: Any) -> "RunFile":
         from pneumo import provenance
-        from pneumo.study.schema import Absent, RunEntry, RunFile
+        from pneumo.study.schema import RunEntry, RunFile
 
         world, study = self._world, self._study
         entries = []
@@ -450,7 +444,7 @@ class Job:
             command=sys.argv,
             config={k: str(v) if isinstance(v, Path) else v for k, v in asdict(study).items()},
             runs=entries,
-            absent=[Absent(**asdict(gone)) for gone in self._plan.missing],
+            absent=list(self._plan.missing),
             cores=world.total_cores,
             hosts=world.hosts,
             warmup_steps=WARMUP_STEPS,

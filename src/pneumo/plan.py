@@ -7,6 +7,7 @@ from pneumo.backends import BACKENDS
 from pneumo.config import Study, nearest
 from pneumo.errors import Refused
 from pneumo.installed import horovod_facts
+from pneumo.study.schema import Absent
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +29,11 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """A run that belongs to the comparison and cannot be made here, and why."""
-
-    backend: str
-    comm: str
-    ranks: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """The runs of a study in their order, those that are missing, and the threads of every rank."""
 
     runs: tuple[Run, ...]
-    missing: tuple[Missing, ...]
+    missing: tuple[Absent, ...]
     threads: int
 
 
@@ -73,13 +64,13 @@ def make_plan(study: Study, *, world_size: int, cores: int, local_size: int, gpu
     threads = study.threads or max(1, cores // local_size)
     device = "cuda" if "nccl" in comms else "cpu"
     runs: list[Run] = []
-    missing: list[Missing] = []
+    missing: list[Absent] = []
 
     def add(backend: str, comm: str, ranks: int, run_threads: int) -> None:
         if backend == "horovod" and (why := horovod_missing()):
             if study.backends is not None:
                 raise Refused(f"--backends horovod: {why}.")
-            missing.append(Missing(backend, comm, ranks, why))
+            missing.append(Absent(backend=backend, comm=comm, ranks=ranks, why=why))
         else:
             runs.append(Run(len(runs), study.model, backend, comm, ranks, run_threads, batches[ranks], device))
 

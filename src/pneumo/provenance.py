@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumo import doctor
+from pneumo.data.rsna import count_reasons
 from pneumo.study.schema import DataFacts, Part
 
 if TYPE_CHECKING:
@@ -30,9 +31,6 @@ def collect(mpi: str) -> dict[str, Any]:
 def data_facts(store: "Store", split: "Split", *, by_person: bool) -> DataFacts:
     """Return the counts of a store and of its split."""
     labels = store.index["label"].to_numpy()
-    reasons: dict[str, int] = {}
-    for gone in store.quarantine:
-        reasons[gone.reason] = reasons.get(gone.reason, 0) + 1
     parts = {
         name: Part(images=len(where), positives=int(np.sum(labels[where])))
         for name, where in (("train", split.train), ("calibrate", split.calibrate), ("validate", split.validate))
@@ -42,7 +40,7 @@ def data_facts(store: "Store", split: "Split", *, by_person: bool) -> DataFacts:
         patients=len(labels),
         classes={str(k): int(v) for k, v in store.index["detailed"].value_counts().items()},
         parts=parts,
-        quarantine=reasons,
+        quarantine=count_reasons(store.quarantine),
         fingerprint=store.fingerprint,
         natural_prevalence=float(np.mean(labels)) if len(labels) else 0.0,
         split_by="person" if by_person else "image",

@@ -1,6 +1,5 @@
 """The training loop. There is one, for every model and backend."""
 
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ from pneumo.plan import Run
 from pneumo.process import PeakMemory
 from pneumo.timing.breakdown import carve
 from pneumo.timing.clock import StepClock, ThreadStamps
-from pneumo.timing.record import Collective, Recorder
+from pneumo.timing.record import Recorder
 from pneumo.world import World
 
 Row = dict[str, Any]
@@ -105,20 +104,20 @@ class Training:
 
     def advance(self, block: int, count: int, *, warmup: bool) -> Block:
         """Train `count` steps; on the ranks of this run. They begin together."""
-        peak, steps, collectives = PeakMemory(), [], []
+        peak, rows = PeakMemory(), Block([], [])
         self._backend.model.train()
         peak.begin()
         self.comm.Barrier()
         for step in range(self.next_step, self.next_step + count):
-            row, calls = self._step(step)
-            steps.append({**row, "run": self.run.run, "block": block, "rank": self.comm.rank, "warmup": warmup})
-            collectives.extend(self._collective_rows(calls, block, step))
+            images, loss = self._step(step)
+            self._end_step(rows, step, block, kind="train", warmup=warmup, images=images, loss=loss)
         self.next_step += count
         if not warmup:
             self._peak_bytes = max(self._peak_bytes, peak.end())
-        return Block(steps, collectives)
+        return rows
 
-    def _step(self, step: int) -> tuple[Row, list[Collective]]:
+    def _step(self, step: int) -> tuple[int, float | None]:
+        """Train one step; returns this rank's images and their mean loss."""
         clock, backend = self._clock, self._backend
         clock.begin()
         with clock.phase("data"):
@@ -130,26 +129,33 @@ class Training:
             backend.backward(total / batch.total)
         with clock.phase("optimizer"):
             backend.step()
-        loss = total.item() / weight if weight else None
-        return self._step_row(step, "train", len(labels), loss)
+        return len(labels), total.item() / weight if weight else None
 
-    def _step_row(self, step: int, kind: str, images: int, loss: float | None) -> tuple[Row, list[Collective]]:
-        """End the clock's step; returns its row without the columns that tell the run, and its collectives."""
+    def _end_step(
+        self,
+        rows: Block,
+        step: int,
+        block: int,
+        *,
+        kind: str,
+        images: int,
+        loss: float | None = None,
+        warmup: bool = False,
+    ) -> None:
+        """End the clock's step, and add its row and those of its collectives."""
         whole, spans, helpers_cpu_ns = self._clock.end()
         calls, waits = self._recorder.take()
-        row: Row = {"step": step, "kind": kind, "images": images, "loss": loss}
+        where = {"run": self.run.run, "block": block, "rank": self.comm.rank, "step": step}
+        row: Row = {**where, "kind": kind, "warmup": warmup, "images": images, "loss": loss}
         row |= {"begin_ns": whole.begin.wall_ns, "wall_ns": whole.end.wall_ns - whole.begin.wall_ns}
         for phase, (wall, cpu, delay) in carve(whole, spans, waits).items():
             row |= {f"{phase}_ns": wall, f"{phase}_cpu_ns": cpu, f"{phase}_delay_ns": delay}
-        return row | {"helpers_cpu_ns": helpers_cpu_ns}, calls
+        rows.steps.append(row | {"helpers_cpu_ns": helpers_cpu_ns})
+        rows.collectives.extend({**where, "backend": self.run.comm, **asdict(call)} for call in calls)
 
     def _on_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._backend.place.device
         return torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.labels).to(device)
-
-    def _collective_rows(self, calls: list[Collective], block: int, step: int) -> list[Row]:
-        fixed = {"run": self.run.run, "block": block, "rank": self.comm.rank, "step": step, "backend": self.run.comm}
-        return [fixed | asdict(call) for call in calls]
 
     def evaluate(self, block: int) -> tuple[Block, dict[str, tuple[np.ndarray, np.ndarray]]]:
         """Answer the calibration and the validation images, shared among the ranks of this run.
@@ -158,8 +164,7 @@ class Training:
         rank computed. Every image is answered once; all ranks take part in the same number of batches.
         """
         self._backend.model.eval()
-        rows: list[Row] = []
-        collectives: list[Row] = []
+        rows = Block([], [])
         answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         step = self.next_step
         with torch.no_grad():
@@ -182,15 +187,13 @@ class Training:
                         images, _ = self._on_device(batch)
                     with self._clock.phase("forward"):
                         found.append((batch.samples, self._task.answers(self._backend.model, images)))
-                    row, calls = self._step_row(step, "validate", len(images), None)
-                    rows.append({**row, "run": self.run.run, "block": block, "rank": self.comm.rank, "warmup": False})
-                    collectives.extend(self._collective_rows(calls, block, step))
+                    self._end_step(rows, step, block, kind="validate", images=len(images))
                     step += 1
                 answers[part] = (
                     np.concatenate([samples for samples, _ in found]) if found else np.zeros(0, np.int64),
                     np.concatenate([scores for _, scores in found]) if found else np.zeros(0, np.float32),
                 )
-        return Block(rows, collectives), answers
+        return rows, answers
 
     def sizes(self) -> Sizes:
         """The memory of this training on this rank."""
@@ -222,8 +225,3 @@ def step_seconds(block: Block) -> float:
     """The median wall time of a block's steps, in seconds, without the first where there are several."""
     times = [row["wall_ns"] / 1e9 for row in block.steps]
     return float(np.median(times[1:] or times))
-
-
-def utc_now() -> str:
-    """The time of day as run.json writes it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumo.timing.breakdown import PHASES, carve
+from pneumo.study.schema import PHASES
+from pneumo.timing.breakdown import carve
 from pneumo.timing.clock import Span, Stamp
 
 NAMES = ("data", "forward", "backward", "optimizer")

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from pneumo.study.schema import PHASES
 from pneumo.timing.clock import Span, Stamp
 
-PHASES = ("data", "forward", "backward", "comm", "optimizer", "other")
 Triple = tuple[int, int, int]
 
 
