@@ -77,3 +77,20 @@ def test_a_dry_run_needs_no_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert "33.6 MB of gradient" in text
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert {r["global_batch"] for r in plan["runs"]} == {32}
+
+
+def test_a_dry_run_counts_the_images_that_the_subset_leaves(tmp_path: Path) -> None:
+    from pneumo.launch import main
+
+    images = tmp_path / "stage_2_train_images"
+    images.mkdir()
+    rows = ["patientId,x,y,width,height,Target"]
+    for i in range(40):
+        (images / f"p{i}.dcm").touch()
+        rows.append(f"p{i},10.0,10.0,20.0,20.0,1" if i < 10 else f"p{i},,,,,0")
+    (tmp_path / "stage_2_train_labels.csv").write_text("\n".join(rows) + "\n")
+    for subset, expected in (("balanced", 8), ("all", 16)):
+        out = tmp_path / f"{subset}.json"
+        flags = ["--dry-run", "--ranks", "1,2", "--data", str(tmp_path), "--subset", subset, "--json", str(out)]
+        assert main(flags) == 0
+        assert {run["train_images"] for run in json.loads(out.read_text())["runs"]} == {expected}

@@ -1,0 +1,256 @@
+"""The trainings of a study in their world: warmed up, advanced in turn, evaluated, and written down."""
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from pneumo.config import DEFAULT_EPOCHS, Command
+from pneumo.plan import Plan
+from pneumo.progress import Progress
+from pneumo.world import World
+
+if TYPE_CHECKING:
+    from pneumo.data.split import Split
+    from pneumo.data.store import Store
+    from pneumo.study.results import ResultFolder
+    from pneumo.study.schema import RunFile
+    from pneumo.train import Block, Training
+
+WARMUP_STEPS = 2
+SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
+
+
+class Job:
+    """The trainings of a study in their world, and the result that they write; rank 0 holds the result."""
+
+    def __init__(
+        self,
+        command: Command,
+        plan: Plan,
+        world: World,
+        store: "Store",
+        split: "Split",
+        results: "ResultFolder",
+        say: Progress,
+    ) -> None:
+        self._command, self._study, self._plan, self._world = command, command.study, plan, world
+        self._store, self._split, self._results, self._say = store, split, results, say
+        self._sizes: dict[int, Any] = {}
+        self._started = _utc_now()
+
+    def train(self) -> None:
+        """Make the trainings, advance them block by block, and evaluate them."""
+        world, study = self._world, self._study
+        logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+        from pneumo.comm.groups import Groups
+        from pneumo.train import Training, order
+
+        self._say("starting torch on all ranks")
+        wanted = sorted({(r.comm, r.ranks) for r in self._plan.runs if r.comm in ("gloo", "nccl")})
+        if world.one_node:
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+            os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+        for ranks in sorted({r.ranks for r in self._plan.runs}):
+            world.first(ranks)
+        world.run_on_first(lambda: self.write_run("running"))
+        groups = Groups(world.comm, address=world.share(world.address), wanted=wanted)
+        trainings = [Training(run, study, self._store, self._split, world, groups) for run in self._plan.runs]
+        begin = time.monotonic()
+        speed = {}
+        for training in trainings:
+            self._say.now_and_then(f"warming up {training.run}")
+            speed[training.run.run] = self._advance(training, 0, self._warmup(training), warmup=True)
+        counts = world.share(self._block_steps(trainings, speed, begin))
+        self._say(f"training: {len(trainings)} runs, {len(counts)} blocks of {_range(counts)} steps, interleaved")
+        for block, count in enumerate(counts, 1):
+            for training in order(trainings, block):
+                self._advance(training, block, count, warmup=False)
+                self._say.now_and_then(self._left(block, len(counts), begin))
+            world.run_on_first(self._results.flush)
+        self._say("evaluating on the validation patients")
+        for training in trainings:
+            self._evaluate(training, len(counts))
+        for training in trainings:
+            training.close()
+        groups.close()
+
+    def _warmup(self, training: "Training") -> int:
+        """Untimed steps: fewer where an epoch or two are all that is asked for."""
+        total = self._total_steps(training)
+        return WARMUP_STEPS if total is None else max(1, min(WARMUP_STEPS, total - self._study.blocks))
+
+    def _total_steps(self, training: "Training") -> int | None:
+        epochs = self._study.epochs
+        return None if epochs is None else epochs * training.steps_per_epoch
+
+    def _block_steps(self, trainings: "list[Training]", speed: dict[int, float], begin: float) -> list[int]:
+        """The steps of each timed block, on rank 0: from the epochs, and from the measured steps and the budget."""
+        if self._world.rank != 0:
+            return []
+        study, longest = self._study, max(trainings, key=lambda t: t.steps_per_epoch)
+        epochs = study.epochs or DEFAULT_EPOCHS
+        steps = epochs * longest.steps_per_epoch - self._warmup(longest)
+        blocks = study.blocks
+        if study.budget_s is not None:
+            round_s = sum(speed.values())
+            images = len(self._split.calibrate) + len(self._split.validate)
+            # A forward pass takes about a third of a step, and ranks beyond the cores gain nothing.
+            cores = self._world.total_cores
+            evaluate_s = sum(
+                0.4 * speed[trainings[0].run.run] / t.run.global_batch * images / min(t.run.ranks, cores)
+                for t in trainings
+            )
+            left = study.budget_s - (time.monotonic() - begin) - evaluate_s - blocks * len(trainings) * SWITCH_S
+            steps = min(steps, max(blocks, int(left / round_s)))
+            if left < blocks * round_s:
+                self._say(
+                    f"the budget of {study.budget_s:.0f} s is too short for {blocks} blocks: taking one step each"
+                )
+        if steps < 1:
+            return [1]
+        blocks = min(blocks, steps)
+        return [steps // blocks + (i < steps % blocks) for i in range(blocks)]
+
+    def _advance(self, training: "Training", block: int, count: int, *, warmup: bool) -> float:
+        """Advance one training by a block and keep its rows on rank 0; returns the seconds of a step there."""
+        from pneumo.train import step_seconds
+
+        took = 0.0
+        with training.awake():
+            if training.active:
+                rows = training.advance(block, count, warmup=warmup)
+                self._keep(training, rows)
+                took = step_seconds(rows)
+        return took
+
+    def _keep(self, training: "Training", rows: "Block") -> None:
+        for found in training.comm.gather(rows) or ():
+            self._results.add_steps(found.steps)
+            self._results.add_collectives(found.collectives)
+
+    def _evaluate(self, training: "Training", block: int) -> None:
+        with training.awake():
+            if not training.active:
+                return
+            rows, answers = training.evaluate(block)
+            self._keep(training, rows)
+            sizes = training.comm.gather(training.sizes())
+            gathered = training.comm.gather(answers)
+            state = training.full_state() if self._study.save else None
+            if training.comm.rank == 0:
+                largest = max(s.state_bytes for s in sizes)
+                peak = max(s.step_peak_bytes for s in sizes)
+                self._sizes[training.run.run] = replace(sizes[0], state_bytes=largest, step_peak_bytes=peak)
+                for found in gathered:
+                    for part, (positions, scores) in found.items():
+                        self._results.add_predictions(self._predictions(training, part, positions, scores))
+                if state is not None:
+                    self._save(training, state)
+
+    def _predictions(self, training: "Training", part: str, positions: Any, scores: Any) -> list[dict[str, Any]]:
+        import pandas as pd
+
+        found = self._store.index.iloc[positions]
+        return [
+            {
+                "run": training.run.run,
+                "patient": row.patient,
+                "part": part,
+                "label": int(row.label),
+                "score": float(score),
+                "view": row.view or None,
+                "sex": row.sex or None,
+                "age": None if pd.isna(row.age) else int(row.age),
+            }
+            for row, score in zip(found.itertuples(), scores, strict=True)
+        ]
+
+    def _save(self, training: "Training", state: Any) -> None:
+        from safetensors.torch import save
+
+        from pneumo.study.results import write_atomic
+
+        run = training.run
+        folder = self._results.path / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        name = f"{run.model}-{run.backend}-{run.comm}-{run.ranks}x{run.threads}"
+        tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+        write_atomic(folder / f"{name}.safetensors", save(tensors))
+        about = {**asdict(run), "size": self._study.size, "seed": self._study.seed, "steps": training.next_step}
+        write_atomic(folder / f"{name}.json", msgspec.json.encode(about))
+
+    def _left(self, block: int, blocks: int, begin: float) -> str:
+        done = (block - 0.5) / blocks
+        took = time.monotonic() - begin
+        return f"block {block} of {blocks}, about {took / done - took:.0f} s left"
+
+    def write_run(self, state: Any) -> None:
+        """Write run.json; on rank 0."""
+        self._results.write_run(self._run_file(state))
+
+    def _run_file(self, state: Any) -> "RunFile":
+        from pneumo import provenance
+        from pneumo.study.schema import RunEntry, RunFile
+
+        world, study = self._world, self._study
+        entries = []
+        for run in self._plan.runs:
+            sizes = self._sizes.get(run.run)
+            cycle = os.environ.get("HOROVOD_CYCLE_TIME", "1")
+            entries.append(
+                RunEntry(
+                    **asdict(run),
+                    binding=world.binding(run.ranks, run.threads),
+                    parameters=sizes.parameters if sizes else 0,
+                    gradient_bytes=sizes.gradient_bytes if sizes else 0,
+                    state_bytes=sizes.state_bytes if sizes else None,
+                    step_peak_bytes=sizes.step_peak_bytes if sizes else None,
+                    note=f"cycle time {cycle} ms" if run.backend == "horovod" else None,
+                )
+            )
+        return RunFile(
+            study=study.study,
+            started=self._started,
+            ended=None if state == "running" else _utc_now(),
+            state=state,
+            command=sys.argv,
+            config={k: str(v) if isinstance(v, Path) else v for k, v in asdict(study).items()},
+            runs=entries,
+            absent=list(self._plan.missing),
+            cores=world.total_cores,
+            hosts=world.hosts,
+            warmup_steps=WARMUP_STEPS,
+            data=provenance.data_facts(self._store, self._split, by_person=study.mapping is not None),
+            provenance=provenance.collect(world.mpi_version()),
+        )
+
+    def finish(self) -> None:
+        """Write what is left, derive the summary and print it; on rank 0."""
+        from pneumo.study.results import write_atomic
+        from pneumo.study.summary import summarize
+        from pneumo.study.tables import make_console, show
+
+        self._results.flush()
+        self.write_run("done")
+        summary = summarize(self._results.path)
+        show(self._results.path, make_console(), summary)
+        with (self._results.path / "log.txt").open("a") as log:
+            show(self._results.path, make_console(log), summary)
+        if self._command.json:
+            write_atomic(self._command.json, (self._results.path / "summary.json").read_bytes())
+
+
+def _range(counts: Sequence[int]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _utc_now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
