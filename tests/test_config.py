@@ -24,6 +24,14 @@ from pneumo.errors import Refused
         (["--learning-rate", "0"], ["0"]),
         (["--global-batch", "8", "--rank-batch", "4"], ["--global-batch", "--rank-batch"]),
         (["/nonexistent.toml"], ["/nonexistent.toml"]),
+        (["foo"], ["foo", "TOML"]),
+        (["smoke.tml"], ["smoke.tml", "TOML"]),
+        (["--ranks", "1", "2"], ["2:", "1,2"]),
+        (["one.toml", "two.toml"], ["two.toml"]),
+        (["one.toml", "--strict", "yes"], ["yes"]),
+        (["--study", "a/b"], ["--study", "a/b"]),
+        (["--study", "latest"], ["--study", "latest"]),
+        (["--seed", str(2**63)], ["--seed", str(2**63)]),
     ],
 )
 def test_refusals_name_what_is_wrong(argv: list[str], words: list[str]) -> None:
@@ -42,6 +50,30 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
     study = command.study
     assert (study.ranks, study.blocks, study.strict, study.study) == ((1, 2), 4, False, "small")
     assert (study.backends, study.seed) == (("serial", "ddp"), 0)
+
+
+def test_the_value_of_a_flag_is_never_the_file(tmp_path: Path) -> None:
+    toml = tmp_path / "small.toml"
+    toml.write_text("blocks = 3\n")
+    for argv in (["--out", "my.toml", str(toml)], [str(toml), "--out=my.toml"], ["--out", "my.toml"]):
+        command = parse(argv)
+        assert command is not None
+        assert command.study.out == Path("my.toml")
+        assert (command.study.study, command.study.blocks) == (("small", 3) if str(toml) in argv else ("main", 6))
+
+
+def test_what_is_named_twice_is_meant_once() -> None:
+    command = parse(["--backends", "fsdp,ddp,fsdp", "--comm", "gloo,gloo", "--ranks", "2,1,2"])
+    assert command is not None
+    assert (command.study.backends, command.study.comm, command.study.ranks) == (("fsdp", "ddp"), ("gloo",), (2, 1))
+
+
+def test_help_is_shown_by_one_rank_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--help"], show_help=False) is None
+    assert capsys.readouterr().out == ""
+    assert parse(["--help"]) is None
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--ranks", "--global-batch", "--dry-run"))
 
 
 def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:

@@ -31,6 +31,34 @@ def test_two_ranks_are_one_world_and_rank_0_speaks(mpirun: Launcher, tmp_path: P
     assert "bad" not in states(tmp_path / "d.json").values()
 
 
+def test_mpi_is_started_and_ended_by_the_world_alone(mpirun: Launcher) -> None:
+    """mpi4py is told to do neither, and MPI has ended when the doctor returns."""
+    code = (
+        "import mpi4py\n"
+        "from pneumo.doctor import command\n"
+        "command()\n"
+        "from mpi4py import MPI\n"
+        "print('ENDED', mpi4py.rc.initialize, mpi4py.rc.finalize, MPI.Is_finalized())\n"
+    )
+    assert mpirun(2, code).stdout.count("ENDED False False True") == 2
+
+
+def test_an_mpi_that_cannot_be_loaded_is_a_fault(mpirun: Launcher) -> None:
+    """mpi4py's own variable names a library that is not there: exit 1, the list once, no traceback."""
+    result = mpirun(2, module="pneumo.doctor", env={"MPI4PY_LIBMPI": "/nowhere"}, check=False)
+    assert result.returncode == 1
+    assert result.stdout.count("MPI cannot be loaded (cannot load MPI library") == 1
+    assert "Traceback" not in result.text
+
+
+def test_the_cache_is_looked_for_where_the_user_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By XDG_CACHE_HOME, as the main job does."""
+    monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
+    monkeypatch.setattr(machine, "free_bytes", lambda path: 8 << 30 if str(path) == "/elsewhere" else 9 << 30)
+    found = {check.name: check.text for check in checks.check_places([])}
+    assert found["free disk"] == "9.0 GiB here, 8.0 GiB in the cache"
+
+
 def test_without_mpirun_it_works_too(mpirun: Launcher) -> None:
     """One process, exit 0."""
     assert "started without mpirun" in mpirun(None, module="pneumo.doctor").stdout

@@ -50,6 +50,22 @@ def test_a_quota_bounds_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         assert machine.usable_cores((0, 1, 2, 3)) == cores
 
 
+def test_cores_come_before_their_second_threads(tmp_path: Path) -> None:
+    """CPUs 0 and 4 are one core, as are 1 and 5; of that of 2 and 6 the mask has only 6; 9 is unknown."""
+    for cpu, siblings in {0: "0,4", 1: "1,5", 4: "0,4", 5: "1,5", 6: "2,6"}.items():
+        group(tmp_path / f"cpu{cpu}" / "topology", thread_siblings_list=siblings)
+    assert machine.by_core({0, 1, 4, 5, 6, 9}, tmp_path) == (0, 1, 6, 9, 4, 5)
+    group(tmp_path / "cpu1" / "topology", thread_siblings_list="0-1")
+    assert machine.by_core({0, 1}, tmp_path) == (0, 1)
+    assert machine.by_core({2, 3}, tmp_path / "none") == (2, 3)
+
+
+def test_a_quota_takes_the_second_threads_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "by_core", lambda mask: (0, 2, 1, 3))
+    monkeypatch.setattr(machine, "limits", lambda: machine.Limits(2, 1.5, None))
+    assert machine.usable((0, 1, 2, 3)) == (0, 2)
+
+
 def test_the_machine_is_what_other_programs_say() -> None:
     """nproc, and the memory of /proc/meminfo."""
     here = machine.machine()

@@ -30,6 +30,83 @@ def test_every_run_has_the_same_global_batch() -> None:
     assert {r.global_batch for r in make(Study(ranks=(1, 2, 3, 4)), size=4).runs} == {24}
 
 
+@pytest.mark.parametrize(
+    ("size", "ranks", "batch"),
+    [
+        (3, (1, 2, 3), 24),
+        (5, (1, 2, 4, 5), 40),
+        (28, (1, 2, 4, 8, 16), 32),
+        (100, (1, 2, 4, 8, 16, 32, 64), 64),
+    ],
+)
+def test_an_odd_world_does_not_blow_up_the_batch(size: int, ranks: tuple[int, ...], batch: int) -> None:
+    assert plan.default_ranks(Study(), size) == ranks
+    assert {r.global_batch for r in make(Study(), size=size).runs} == {batch}
+
+
+def test_the_default_batch_is_bounded_and_divided_by_all_ranks_of_any_world() -> None:
+    for size in range(1, 300):
+        ranks = plan.default_ranks(Study(), size)
+        (batch,) = {r.global_batch for r in make(Study(backends=("serial", "ddp")), size=size).runs}
+        assert batch <= 64
+        assert not any(batch % k for k in ranks)
+        assert ranks[0] == 1
+        assert 2 * ranks[-1] > size or ranks[-1] == 64
+
+
+def test_a_batch_that_was_given_leaves_out_no_power_of_two() -> None:
+    assert plan.default_ranks(Study(global_batch=24), 6) == (1, 2, 4, 6)
+    assert plan.default_ranks(Study(global_batch=32), 6) == (1, 2, 4)
+    with pytest.raises(Refused, match=r"--global-batch 31.*2 ranks"):
+        make(Study(global_batch=31), size=2)
+    assert plan.default_ranks(Study(rank_batch=5), 28) == (1, 2, 4, 8, 16, 28)
+
+
+def plan_for(batch: int, study: Study) -> plan.Plan:
+    run = plan.Run(0, "cnn", "serial", "none", 1, 1, batch, "cpu")
+    return plan.Plan((run,), (), 1)
+
+
+def test_a_schedule_has_equal_blocks_and_keeps_the_epochs() -> None:
+    """For every number of steps and blocks; the remainder is in the warm-up, with a budget it is left out."""
+    for images, blocks in ((i, b) for i in range(2, 120) for b in range(1, 13)):
+        study = Study(epochs=1, blocks=blocks)
+        made = plan.make_schedule(study, plan_for(1, study), images)
+        assert made.warmup + made.blocks * made.steps == made.total == made.asked == images
+        assert made.warmup >= 1
+        assert made.blocks == min(blocks, images - 1)
+        hurried = Study(epochs=1, blocks=blocks, budget="10s")
+        bounded = plan.make_schedule(hurried, plan_for(1, hurried), images)
+        assert (bounded.blocks, bounded.steps) == (made.blocks, made.steps)
+        assert 1 <= bounded.warmup <= plan.WARMUP_STEPS
+        assert images - blocks < bounded.total <= images
+
+
+def test_the_epochs_of_a_schedule_are_those_of_the_smallest_batch() -> None:
+    study = Study(rank_batch=8, epochs=2)
+    made = plan.make_schedule(study, make(study, size=4), 80)
+    assert made.asked == 2 * 10
+
+
+def test_a_single_step_is_refused_because_nothing_would_be_left_to_time() -> None:
+    study = Study(epochs=1)
+    with pytest.raises(Refused, match=r"30 training images in batches of 32 .*--epochs"):
+        plan.make_schedule(study, plan_for(32, study), 30)
+
+
+def test_a_comm_of_the_table_that_is_not_here_is_refused_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(plan.COMM_MISSING, "gloo", lambda _ranks, _gpus: "its library was not built")
+    with pytest.raises(Refused) as caught:
+        make(Study(comm=("gloo",)), size=2, gpus=2)
+    assert str(caught.value) == "--comm gloo is not available here: its library was not built; available: nccl."
+
+
+def test_no_gpu_is_said_in_a_sentence() -> None:
+    with pytest.raises(Refused) as caught:
+        make(Study(comm=("nccl",)))
+    assert str(caught.value) == "--comm nccl is not available here: no CUDA GPU was found; available: gloo."
+
+
 def test_weak_scaling_keeps_the_share_of_a_rank() -> None:
     runs = make(Study(rank_batch=4)).runs
     assert all(r.global_batch == 4 * r.ranks for r in runs)

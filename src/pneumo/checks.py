@@ -8,11 +8,10 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from pneumo import machine, process
-from pneumo.installed import horovod_facts, version
+from pneumo import machine, places, process
+from pneumo.installed import horovod_facts, native_facts, unusable_horovod, version
 from pneumo.world import launched
 
 # What the main job imports, by the name of the distribution.
@@ -170,14 +169,12 @@ def check_torch() -> list[Check]:
 
 def check_horovod(found: dict[str, Any] | None) -> Check:
     """Horovod, and whether it was built for the torch that is here."""
-    again = "run ./launch/setup.sh, which builds it; until then the main job leaves Horovod's rows out."
-    if found is None:
-        return Check("Horovod", "warn", "not installed", f"For Horovod {again}")
-    text = f"{found['version']} for torch {found['torch']}, built in: {', '.join(found['built_in']) or 'nothing'}"
-    if found["torch"] and version("torch") != found["torch"].split("+")[0]:
-        return Check("Horovod", "warn", text, f"Horovod was built for another torch than {version('torch')}: {again}")
-    if "mpi" not in found["built_in"]:
-        return Check("Horovod", "warn", text, f"This Horovod was built without MPI: {again}")
+    text = "not installed"
+    if found is not None:
+        text = f"{found['version']} for torch {found['torch']}, built in: {', '.join(found['built_in']) or 'nothing'}"
+    if why := unusable_horovod(found, version("torch")):
+        advice = f"{why[0].upper()}{why[1:]}; until then the main job leaves Horovod's rows out."
+        return Check("Horovod", "warn", text, advice)
     return Check("Horovod", "ok", text)
 
 
@@ -227,7 +224,7 @@ def check_places(ranks: Sequence[Rank]) -> list[Check]:
     """Shared memory, open ports, free disk and the clock."""
     shm = machine.free_bytes("/dev/shm")
     small = f"/dev/shm has {size(shm)}: give the container more (--shm-size=1g), or ranks cannot share memory."
-    disk, cache = machine.free_bytes("."), machine.free_bytes(Path.home() / ".cache")
+    disk, cache = machine.free_bytes("."), machine.free_bytes(places.user_cache())
     full = "Free some disk, or write elsewhere with --out and --cache."
     open_to = sorted({where for rank in ranks for where in rank.listening})
     others = [where for where in open_to if not machine.is_loopback(where)]
@@ -265,18 +262,28 @@ def spans(numbers: Sequence[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
+def check_native(found: dict[str, Any] | None) -> Check:
+    """The native communication layer: comm pneumo."""
+    if found is None:
+        return Check(
+            "native layer", "warn", "not built: no comm pneumo", "Run ./launch/setup.sh to build the native layer."
+        )
+    return Check(
+        "native layer", "ok", "comm pneumo, " + ("several hosts through MPI" if found["mpi"] else "one host only")
+    )
+
+
 def examine(mpi: Mpi | str, ranks: Sequence[Rank]) -> list[Check]:
     """All checks in the order of the list; `mpi` is a sentence where MPI cannot be loaded."""
     here = machine.machine()
     python = Check("Python", "ok", f"{platform.python_version()}, pneumo {version('pneumo') or 'not installed'}")
     start = check_mpi(mpi) if isinstance(mpi, Mpi) else [Check("MPI library", "bad", mpi, "Run ./launch/setup.sh.")]
-    native = Check("native layer", "info", "not in this version: collectives are those of Gloo, NCCL and MPI")
     return [
         python,
         *start,
         *check_torch(),
         check_horovod(horovod_facts()),
-        native,
+        check_native(native_facts()),
         check_packages(),
         *check_machine(here, ranks),
         *check_places(ranks),

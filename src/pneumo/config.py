@@ -17,16 +17,19 @@ from pneumo.models import MODELS, PLANNED
 
 DEFAULT_BUDGET_S = 240.0
 DEFAULT_EPOCHS = 5
+MAX_SEED = 2**63 - 1  # what torch and NumPy take
 _COMPARE, _DATA, _TRAIN, _OUTPUT = "What to compare", "Data", "Training and timing", "Results"
 
 
 def _split(_type: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(part.strip() for token in tokens for part in token.value.split(",") if part.strip())
+    """Read values with commas between, each once, in their order."""
+    parts = [part.strip() for token in tokens for part in token.value.split(",")]
+    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def _split_numbers(_type: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
     try:
-        return tuple(int(part) for part in _split(_type, tokens))
+        return tuple(dict.fromkeys(int(part) for part in _split(_type, tokens)))
     except ValueError:
         raise Refused(f"--ranks {tokens[0].value}: ranks are whole numbers with commas between, as in 1,2,4.") from None
 
@@ -46,9 +49,9 @@ class Study:
     backends: Annotated[tuple[str, ...] | None, _option(_COMPARE, _split)] = None
     "Backends with commas between: serial,ddp,fsdp,horovod (all that are installed)."
     comm: Annotated[tuple[str, ...] | None, _option(_COMPARE, _split)] = None
-    "Communication libraries of ddp and fsdp: gloo,nccl (nccl with a GPU a rank, else gloo)."
+    "Communication libraries of ddp and fsdp: gloo,pneumo,nccl (nccl with a GPU a rank, else gloo and pneumo)."
     ranks: Annotated[tuple[int, ...] | None, _option(_COMPARE, _split_numbers)] = None
-    "Numbers of ranks, as in 1,2,4 (the powers of two in the world, and the world)."
+    "Numbers of ranks, as in 1,2,4 (powers of two and the world, as far as a batch of at most 64 can be divided)."
     threads: Annotated[int | None, _option(_COMPARE)] = None
     "Threads a rank (cores divided by ranks of the world, at least 1)."
 
@@ -78,7 +81,7 @@ class Study:
     learning_rate: Annotated[float, _option(_TRAIN)] = 1e-3
     "Adam's step size."
     seed: Annotated[int, _option(_TRAIN)] = 0
-    "Decides the split, the order, the augmentation and the first parameters."
+    "Decides the split, the order, the augmentation and the first parameters (the built-in sample stays the same)."
 
     study: Annotated[str, _option(_OUTPUT)] = "main"
     "The study's name: results go to a folder OUT/STUDY/TIME."
@@ -120,34 +123,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}(known: {', '.join(names)})"
 
 
-def parse(argv: Sequence[str]) -> Command | None:
+def parse(argv: Sequence[str], *, show_help: bool = True) -> Command | None:
     """Read flags, and a TOML file where one is named, which flags override; None where --help was asked for.
 
-    Raises Refused with one sentence for anything that is unknown or out of range.
+    Of several ranks only one should `show_help`. Raises Refused with one sentence for anything that is unknown or out
+    of range.
     """
-    found: list[Command] = []
-    app = App(
-        name="python -m pneumo.launch",
-        help="Train with serial, DDP, FSDP and Horovod in one MPI world, interleaved, and compare.",
-        version_flags=[],
-    )
-
-    @app.default
-    def command(
-        file: Annotated[Path | None, Parameter(help="A TOML file with any of the settings below.")] = None,
-        /,
-        *,
-        study: Annotated[Study, Parameter(name="*")] = Study(),
-        dry_run: Annotated[bool, Parameter(negative="", help="Print the plan; needs no mpirun.")] = False,
-        json: Annotated[Path | None, Parameter(help="Also write the summary (or the plan) to this file.")] = None,
-    ) -> None:
-        found.append(Command(study, dry_run, json))
-
-    tokens = list(argv)
+    found: list[tuple[tuple[str, ...], Command]] = []
+    app = _app(found)
     try:
-        tokens = [*_from_file(tokens), *[t for t in tokens if not t.endswith(".toml")]]
-        function, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
-        function(*bound.args, **bound.kwargs)
+        # Read twice: only the first reading tells the file's name from the flags' values.
+        if not _read(app, argv, show_help):
+            return None
+        if files := found[0][0]:
+            _read(app, [*_from_file(_only(files), argv), *argv], show_help)
     except UnknownOptionError as error:
         keyword = error.token.keyword or error.token.value if error.token else "?"
         flags = [f"--{f.name.replace('_', '-')}" for f in fields(Study)] + ["--dry-run", "--json", "--help"]
@@ -156,28 +145,63 @@ def parse(argv: Sequence[str]) -> Command | None:
         if isinstance(error.__cause__, Refused):
             raise error.__cause__ from None
         raise Refused(" ".join(str(error).split())) from None
-    if not found:
-        return None
-    _check(found[0].study)
-    return found[0]
+    made = found[-1][1]
+    _check(made.study)
+    return made
 
 
-def _from_file(tokens: Sequence[str]) -> list[str]:
-    """Turn the TOML file among the tokens into flags, without those that the tokens give themselves."""
-    files = [t for t in tokens if t.endswith(".toml") and not t.startswith("-")]
-    if not files:
-        return []
+def _app(found: list[tuple[tuple[str, ...], Command]]) -> App:
+    """The command line; what it is called with is added to `found`: what stood without a flag, and the command."""
+    app = App(
+        name="python -m pneumo.launch",
+        usage="Usage: python -m pneumo.launch [FILE.toml] [OPTIONS]",
+        help="Train with serial, DDP, FSDP and Horovod in one MPI world, interleaved, and compare.",
+        version_flags=[],
+    )
+
+    @app.default
+    def command(
+        *file: Annotated[str, Parameter(help="A TOML file with any of the settings below.")],
+        study: Annotated[Study, Parameter(name="*")] = Study(),
+        dry_run: Annotated[bool, Parameter(negative="", help="Print the plan; needs no mpirun.")] = False,
+        json: Annotated[Path | None, Parameter(help="Also write the summary (or the plan) to this file.")] = None,
+    ) -> None:
+        found.append((file, Command(study, dry_run, json)))
+
+    return app
+
+
+def _read(app: App, tokens: Sequence[str], show_help: bool) -> bool:
+    """Call what the tokens ask for; False where that is help, which is shown only if it should be."""
+    function, bound, _ = app.parse_args(tokens, print_error=False, exit_on_error=False)
+    is_ours = function is app.default_command
+    if is_ours or show_help:
+        function(*bound.args, **bound.kwargs)
+    return is_ours
+
+
+def _only(files: Sequence[str]) -> str:
+    """The one TOML file among what stands on the command line without a flag."""
+    stray = next((name for name in files if not name.endswith(".toml")), files[-1])
+    if stray != files[0] or len(files) > 1 or not stray.endswith(".toml"):
+        hint = "values of a flag have commas and no spaces between them, as in --ranks 1,2"
+        raise Refused(f"{stray}: one TOML file is all that can be given without a flag ({hint}).")
+    return stray
+
+
+def _from_file(file: str, tokens: Sequence[str]) -> list[str]:
+    """Turn a TOML file into flags, without those that the tokens give themselves."""
     try:
-        content = tomllib.loads(Path(files[0]).read_text())
+        content = tomllib.loads(Path(file).read_text())
     except OSError as error:
-        raise Refused(f"Cannot read {files[0]} ({error.strerror}); name an existing TOML file.") from None
+        raise Refused(f"Cannot read {file} ({error.strerror}); name an existing TOML file.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise Refused(f"{files[0]} is not valid TOML: {error}.") from None
+        raise Refused(f"{file} is not valid TOML: {error}.") from None
     known = [f.name for f in fields(Study)]
     flags: list[str] = []
-    for key, value in {"study": Path(files[0]).stem, **content}.items():
+    for key, value in {"study": Path(file).stem, **content}.items():
         if key not in known:
-            raise Refused(f"Unknown key {key} in {files[0]}: {nearest(key, known)}.")
+            raise Refused(f"Unknown key {key} in {file}: {nearest(key, known)}.")
         flag = f"--{key.replace('_', '-')}"
         if any(t.split("=")[0] in (flag, flag.replace("--", "--no-")) for t in tokens):
             continue
@@ -211,8 +235,10 @@ def _check(study: Study) -> None:
             raise Refused(f"--ranks {ranks}: a run has at least 1 rank.")
     if study.ranks == () or study.backends == () or study.comm == ():
         raise Refused("--ranks, --backends and --comm need at least one value each.")
-    if study.seed < 0:
-        raise Refused(f"--seed {study.seed}: a seed is 0 or above.")
+    if not 0 <= study.seed <= MAX_SEED:
+        raise Refused(f"--seed {study.seed}: a seed is from 0 to {MAX_SEED}.")
+    if study.study in ("", ".", "..", "latest") or "/" in study.study or "\0" in study.study:
+        raise Refused(f"--study {study.study!r}: this cannot name a folder of results; choose a plain name.")
     if study.size % 4 or not 16 <= study.size <= 1024:
         raise Refused(f"--size {study.size}: pictures have an edge of 16 to 1024 pixels, a multiple of 4.")
     if not study.learning_rate > 0 or math.isinf(study.learning_rate):

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 
-from pneumo import machine, process
+from pneumo import collective, machine, places, process
 from pneumo.checks import NEEDED, THREADS, Check, Mpi, Rank, examine, probe_mpi
 from pneumo.errors import PneumoError, Refused
-from pneumo.installed import horovod_facts, version
-from pneumo.world import launched, use_no_network
+from pneumo.installed import horovod_facts, native_facts, version
+from pneumo.world import launched, start_mpi, stop_mpi
 
 TICKS = {"ok": "✓", "info": "·", "warn": "!", "bad": "✗"}
 READY = "Everything that the main job needs is here: mpirun -n 8 python -m pneumo.launch"
@@ -31,7 +31,7 @@ def facts() -> dict[str, Any]:
         "system": platform.platform(),
         "packages": {name: version(name) for name in SHOWN},
         "horovod": horovod_facts(),
-        "native_layer": None,
+        "native_layer": native_facts(),
         "machine": {**asdict(here), "affinity": list(here.affinity), "simd": list(here.simd)},
         "gpus": process.gpu_count(),
         "threads": {name: os.environ[name] for name in THREADS if name in os.environ},
@@ -59,23 +59,24 @@ def command(
     Exit codes: 0 the main job can run, 1 it cannot, 2 the arguments were refused.
     """
     mask = machine.affinity()
-    if json is not None and not json.absolute().parent.is_dir():
-        raise Refused(f"--json {json} cannot be written: there is no folder {json.parent}")
-    mine = Rank(0, platform.node(), mask, ())
+    if json is not None:
+        places.require_file(json, "--json")
     started = launched()
-    use_no_network(started)
     try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:
-        alone = f"cannot be loaded: {error}"
-        return 1 if started and started[2] else report(alone, [mine], json)
-    world = MPI.COMM_WORLD
+        mpi = start_mpi(started)
+    except Refused as error:
+        # Who has nothing to say leaves without an error: the launcher would end the one that speaks.
+        return 0 if started and started[2] else report(str(error), [Rank(0, platform.node(), mask, ())], json)
+    world = mpi.COMM_WORLD
     mine = Rank(world.rank, platform.node(), mask, machine.listening())
     ranks = world.gather(mine)
     # Where every rank is alone in its own world, each is its rank 0: only the launcher's first one speaks.
     silent = world.rank != 0 or (world.size == 1 and started is not None and started[2] != 0)
-    code = 0 if silent else report(probe_mpi(world, MPI), ranks or [mine], json)
-    return int(world.bcast(code))
+    code = 0 if silent else report(probe_mpi(world, mpi), ranks or [mine], json)
+    collective.wait_for_all(world)
+    code = int(world.bcast(code))
+    stop_mpi(mpi)
+    return code
 
 
 def report(mpi: Mpi | str, ranks: Sequence[Rank], json: Path | None) -> int:

@@ -37,3 +37,41 @@ def horovod_facts() -> dict[str, Any] | None:
         "torch": built_against,
         "built_in": [name for name, mark in marks.items() if mark in content],
     }
+
+
+def native_library() -> Path | None:
+    """The native communication layer's library, None where it is not built."""
+    return next(iter(sorted((Path(__file__).parent / "comm").glob("_native.*.so"))), None)
+
+
+def native_facts() -> dict[str, Any] | None:
+    """What the native communication layer can do, None where it is not built; nothing of it is loaded."""
+    library = native_library()
+    return {"mpi": bool(list(library.parent.glob("_mpi.*.so")))} if library else None
+
+
+def native_missing() -> str | None:
+    """Why the comm pneumo cannot be used, None where it can."""
+    return None if native_library() else "the native layer is not built; ./launch/setup.sh builds it"
+
+
+def horovod_missing() -> str | None:
+    """Why Horovod cannot be used, None where it can."""
+    # Looked up in files: importing any of Horovod imports torch, and threads are limited only after planning.
+    return unusable_horovod(horovod_facts(), version("torch"))
+
+
+def unusable_horovod(found: dict[str, Any] | None, torch: str | None) -> str | None:
+    """Why a Horovod with these `horovod_facts` cannot be used with this version of torch, None where it can.
+
+    Its library is bound to the torch that it was built with: another one does not even load it.
+    """
+    again = "./launch/setup.sh builds it"
+    if found is None:
+        return f"Horovod is not installed; {again}"
+    if "mpi" not in found["built_in"]:
+        return f"the installed Horovod was built without PyTorch or without MPI; {again} anew"
+    built_for = str(found["torch"] or "").split("+")[0]
+    if built_for and built_for != str(torch).split("+")[0]:
+        return f"Horovod was built for torch {found['torch']}, and torch {torch} is installed; {again} anew"
+    return None

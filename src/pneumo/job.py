@@ -4,15 +4,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pneumo.backends import COMMS
 from pneumo.config import DEFAULT_EPOCHS, Command
-from pneumo.plan import Plan
+from pneumo.plan import Plan, make_schedule
 from pneumo.progress import Progress
 from pneumo.world import World
 
@@ -20,10 +22,9 @@ if TYPE_CHECKING:
     from pneumo.data.split import Split
     from pneumo.data.store import Store
     from pneumo.study.results import ResultFolder
-    from pneumo.study.schema import RunFile
+    from pneumo.study.schema import DataFacts, RunFile
     from pneumo.train import Block, Training
 
-WARMUP_STEPS = 2
 SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
 
 
@@ -42,81 +43,73 @@ class Job:
     ) -> None:
         self._command, self._study, self._plan, self._world = command, command.study, plan, world
         self._store, self._split, self._results, self._say = store, split, results, say
+        self._schedule = make_schedule(self._study, plan, len(split.train))
         self._sizes: dict[int, Any] = {}
         self._started = _utc_now()
 
     def train(self) -> None:
         """Make the trainings, advance them block by block, and evaluate them."""
         world, study = self._world, self._study
+        if world.one_node:
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+            os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+        world.run_on_first(lambda: self.write_run("running"))
+        self._say("starting torch on all ranks")
         logging.getLogger("torch.distributed").setLevel(logging.ERROR)
         from pneumo.comm.groups import Groups
         from pneumo.train import Training, order
 
-        self._say("starting torch on all ranks")
-        wanted = sorted({(r.comm, r.ranks) for r in self._plan.runs if r.comm in ("gloo", "nccl")})
-        if world.one_node:
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-            os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+        wanted = sorted({(r.comm, r.ranks) for r in self._plan.runs if r.comm in COMMS})
         for ranks in sorted({r.ranks for r in self._plan.runs}):
             world.first(ranks)
-        world.run_on_first(lambda: self.write_run("running"))
         groups = Groups(world.comm, address=world.share(world.address), wanted=wanted)
         trainings = [Training(run, study, self._store, self._split, world, groups) for run in self._plan.runs]
         begin = time.monotonic()
         speed = {}
         for training in trainings:
             self._say.now_and_then(f"warming up {training.run}")
-            speed[training.run.run] = self._advance(training, 0, self._warmup(training), warmup=True)
-        counts = world.share(self._block_steps(trainings, speed, begin))
-        self._say(f"training: {len(trainings)} runs, {len(counts)} blocks of {_range(counts)} steps, interleaved")
-        for block, count in enumerate(counts, 1):
+            speed[training.run.run] = self._advance(training, 0, self._schedule.warmup, warmup=True)
+        blocks, steps = self._schedule.blocks, world.share(self._block_steps(trainings, speed, begin))
+        self._say(self._describe(len(trainings), steps))
+        for block in range(1, blocks + 1):
             for training in order(trainings, block):
-                self._advance(training, block, count, warmup=False)
-                self._say.now_and_then(self._left(block, len(counts), begin))
+                self._advance(training, block, steps, warmup=False)
+                self._say.now_and_then(self._left(block, blocks, begin))
             world.run_on_first(self._results.flush)
         self._say("evaluating on the validation patients")
         for training in trainings:
-            self._evaluate(training, len(counts))
+            self._evaluate(training, blocks)
         for training in trainings:
             training.close()
         groups.close()
 
-    def _warmup(self, training: "Training") -> int:
-        """Untimed steps: fewer where an epoch or two are all that is asked for."""
-        total = self._total_steps(training)
-        return WARMUP_STEPS if total is None else max(1, min(WARMUP_STEPS, total - self._study.blocks))
+    def _block_steps(self, trainings: "list[Training]", speed: dict[int, float], begin: float) -> int:
+        """The steps of each timed block, on rank 0: as scheduled, or as many as the budget allows by measured steps."""
+        budget_s, steps, blocks = self._study.budget_s, self._schedule.steps, self._schedule.blocks
+        if self._world.rank != 0 or budget_s is None:
+            return steps
+        images = len(self._split.calibrate) + len(self._split.validate)
+        # A forward pass takes about a third of a step, and ranks beyond the cores gain nothing.
+        cores = self._world.total_cores
+        evaluate_s = sum(
+            0.4 * speed[trainings[0].run.run] / t.run.global_batch * images / min(t.run.ranks, cores) for t in trainings
+        )
+        left = budget_s - (time.monotonic() - begin) - evaluate_s - blocks * len(trainings) * SWITCH_S
+        affordable = int(left / (blocks * sum(speed.values())))
+        if affordable < 1:
+            self._say(f"the budget of {budget_s:.0f} s is too short for {blocks} blocks: taking one step each")
+        return min(steps, max(1, affordable))
 
-    def _total_steps(self, training: "Training") -> int | None:
-        epochs = self._study.epochs
-        return None if epochs is None else epochs * training.steps_per_epoch
-
-    def _block_steps(self, trainings: "list[Training]", speed: dict[int, float], begin: float) -> list[int]:
-        """The steps of each timed block, on rank 0: from the epochs, and from the measured steps and the budget."""
-        if self._world.rank != 0:
-            return []
-        study, longest = self._study, max(trainings, key=lambda t: t.steps_per_epoch)
-        epochs = study.epochs or DEFAULT_EPOCHS
-        steps = epochs * longest.steps_per_epoch - self._warmup(longest)
-        blocks = study.blocks
-        if study.budget_s is not None:
-            round_s = sum(speed.values())
-            images = len(self._split.calibrate) + len(self._split.validate)
-            # A forward pass takes about a third of a step, and ranks beyond the cores gain nothing.
-            cores = self._world.total_cores
-            evaluate_s = sum(
-                0.4 * speed[trainings[0].run.run] / t.run.global_batch * images / min(t.run.ranks, cores)
-                for t in trainings
-            )
-            left = study.budget_s - (time.monotonic() - begin) - evaluate_s - blocks * len(trainings) * SWITCH_S
-            steps = min(steps, max(blocks, int(left / round_s)))
-            if left < blocks * round_s:
-                self._say(
-                    f"the budget of {study.budget_s:.0f} s is too short for {blocks} blocks: taking one step each"
-                )
-        if steps < 1:
-            return [1]
-        blocks = min(blocks, steps)
-        return [steps // blocks + (i < steps % blocks) for i in range(blocks)]
+    def _describe(self, runs: int, steps: int) -> str:
+        """What is trained: the same number of steps in every block, and what that leaves of the epochs and blocks."""
+        plan, epochs = self._schedule, self._study.epochs or DEFAULT_EPOCHS
+        made = plan.warmup + plan.blocks * steps
+        text = f"training: {runs} runs in turns, {plan.warmup} steps to warm up, {plan.blocks} blocks of {steps}"
+        if made < plan.asked:
+            text += f"; {plan.asked - made} of the {plan.asked} steps of {epochs} epochs are left out"
+        if plan.blocks < self._study.blocks:
+            text += f"; {epochs} epoch(s) have too few steps for {self._study.blocks} blocks"
+        return text
 
     def _advance(self, training: "Training", block: int, count: int, *, warmup: bool) -> float:
         """Advance one training by a block and keep its rows on rank 0; returns the seconds of a step there."""
@@ -195,6 +188,24 @@ class Job:
         """Write run.json; on rank 0."""
         self._results.write_run(self._run_file(state))
 
+    def fail(self) -> None:
+        """Mark the result as failed; on the rank that says so, which may be any, and may say more than one."""
+        from pneumo.study.results import load_run, write_json
+
+        if self._world.rank == 0:
+            with suppress(Exception):  # the disk may be full: that it failed still has to be said
+                self._results.flush()
+        failed = msgspec.structs.replace(load_run(self._results.path), state="failed", ended=_utc_now())
+        write_json(self._results.path / "run.json", failed)
+
+    @cached_property
+    def _data(self) -> "DataFacts":
+        from pneumo import provenance
+        from pneumo.data.rsna import read_mapping
+
+        mapping = read_mapping(self._study.mapping) if self._study.mapping else None
+        return provenance.data_facts(self._store, self._split, mapping)
+
     def _run_file(self, state: Any) -> "RunFile":
         from pneumo import provenance
         from pneumo.study.schema import RunEntry, RunFile
@@ -226,8 +237,8 @@ class Job:
             absent=list(self._plan.missing),
             cores=world.total_cores,
             hosts=world.hosts,
-            warmup_steps=WARMUP_STEPS,
-            data=provenance.data_facts(self._store, self._split, by_person=study.mapping is not None),
+            warmup_steps=self._schedule.warmup,
+            data=self._data,
             provenance=provenance.collect(world.mpi_version()),
         )
 
@@ -243,13 +254,13 @@ class Job:
         show(self._results.path, make_console(), summary)
         with (self._results.path / "log.txt").open("a") as log:
             show(self._results.path, make_console(log), summary)
+        if self._study.rank_batch:
+            self._say(
+                "weak scaling: all runs made the same number of steps, so k ranks trained for k times the epochs of "
+                "one: accuracy and AUC compare unequal trainings"
+            )
         if self._command.json:
             write_atomic(self._command.json, (self._results.path / "summary.json").read_bytes())
-
-
-def _range(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _utc_now() -> str:

@@ -1,7 +1,5 @@
 """python -m pneumo.launch: the study, from the data to the printed comparison, in one MPI world."""
 
-import contextlib
-import os
 import signal
 import sys
 import time
@@ -12,11 +10,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
-from pneumo import process
+from pneumo import machine, places, process
 from pneumo.config import Command, Study, parse
 from pneumo.errors import PneumoError, Refused
 from pneumo.job import Job
-from pneumo.plan import Plan, make_plan
+from pneumo.plan import Plan, make_plan, make_schedule
 from pneumo.progress import Progress
 from pneumo.world import Together, World, launched
 
@@ -29,7 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SAMPLE_PATIENTS = 800
+# The sample is the same for every seed of a study: its seeds change how it is split, shuffled and learnt from.
+SAMPLE_PATIENTS, SAMPLE_SEED = 800, 0
+RESULT_BYTES = 32 << 20  # of a result without its models, generously
 VALIDATE, CALIBRATE = 0.5, 0.1  # of the images in the subset; the rest trains
 
 
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a study; returns the exit code: 0 done, 1 failed, 2 refused."""
     command, refused = None, None
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        command = parse(sys.argv[1:] if argv is None else argv, show_help=_speaks())
     except Refused as error:
         refused = error
     if refused is None and (command is None or command.dry_run):
@@ -55,14 +55,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
+def _speaks() -> bool:
+    """Whether this process is the one that prints, by what its launcher says: MPI need not be there yet."""
+    started = launched()
+    return started is None or started[2] == 0
+
+
 def _without_world(command: Command | None) -> int:
     """Help has been printed by the parser; a dry run prints its plan. Of several ranks the first one speaks."""
-    started = launched()
-    if command is None or (started and started[2] != 0):
+    if command is None or not _speaks():
         return 0
-    cores = len(os.sched_getaffinity(0))
+    started, cores = launched(), machine.usable_cores()
     size = started[1] if started else max(command.study.ranks or (8,))
     try:
+        if command.json:
+            places.require_file(command.json, "--json")
         plan = make_plan(command.study, world_size=size, cores=cores, local_size=size, gpus=process.gpu_count())
         _show_plan(command, plan, size, cores)
     except Refused as error:
@@ -76,7 +83,8 @@ def _show_plan(command: Command, plan: Plan, size: int, cores: int) -> None:
     from pneumo.models import MODELS
 
     study = command.study
-    train = len(_split(study, _labels(study)).train)
+    train = len(_parts(study, plan, _labels(study)).train)
+    schedule = make_schedule(study, plan, train)
     gradient_bytes = 4 * MODELS[study.model].parameters(study.size)
     rows = [
         {
@@ -87,7 +95,10 @@ def _show_plan(command: Command, plan: Plan, size: int, cores: int) -> None:
         }
         for run in plan.runs
     ]
-    print(f"{len(rows)} runs, interleaved in {study.blocks} timed blocks, in a world of {size} ranks on {cores} cores:")
+    print(
+        f"{len(rows)} runs, interleaved in {schedule.blocks} timed blocks of at most {schedule.steps} steps, "
+        f"in a world of {size} ranks on {cores} cores:"
+    )
     for row, run in zip(rows, plan.runs, strict=True):
         print(
             f"  {run}: about {train} images an epoch, {row['steps_per_epoch']} steps of {run.global_batch}, "
@@ -109,7 +120,7 @@ def _labels(study: Study) -> "pd.DataFrame":
     if study.data is not None:
         known = [(p.patient_id, p.label, p.detailed) for p in read_tables(study.data)[0]]
     else:
-        config = SampleConfig(patients=SAMPLE_PATIENTS, seed=study.seed)
+        config = SampleConfig(patients=SAMPLE_PATIENTS, seed=SAMPLE_SEED)
         people = [person(config, index) for index in range(SAMPLE_PATIENTS)]
         known = [(p.patient_id, int(bool(p.boxes)), p.detailed) for p in people]
     return pd.DataFrame(known, columns=["patient", "label", "detailed"])
@@ -118,34 +129,30 @@ def _labels(study: Study) -> "pd.DataFrame":
 def _run(command: Command, world: World) -> int:
     """The spine: plan, data, trainings, results; everything that can be refused is refused before work begins."""
     study = command.study
-    plan = _agree(
-        lambda: make_plan(
-            study,
-            world_size=world.size,
-            cores=len(world.cores),
-            local_size=world.local_size,
-            gpus=process.gpu_count(),
-        ),
-    )
+    plan = _plan(study, world)
     process.limit_threads(plan.threads)
-    world.run_on_first(lambda: _check_places(study))
+    world.run_on_first(lambda: _check(command, plan))
     say = Progress(world)
     say(_describe(world, plan))
     store = _preprocess(study, world, say)
-    split = world.run_on_first(lambda: _split(study, store.index))
+    split = world.run_on_first(lambda: _parts(study, plan, store.index))
     results = world.run_on_first(lambda: _create(study))
     say.log_to(results.path / "log.txt")
     job = Job(command, plan, world, store, split, results, say)
-    try:
-        job.train()
-    except BaseException:
-        if world.rank == 0:
-            with contextlib.suppress(Exception):
-                results.flush()
-                job.write_run("failed")
-        raise
+    world.on_failure = job.fail
+    job.train()
     world.run_on_first(job.finish)
     return 0
+
+
+def _plan(study: Study, world: World) -> Plan:
+    """Lay out the study on one rank, for the scarcest node: ranks of unequal nodes would plan differently."""
+    nodes = world.comm.allgather((len(world.cores), world.local_size, process.gpu_count()))
+    cores, ranks, gpus = zip(*nodes, strict=True)
+    plan: Plan = world.run_on_first(
+        lambda: make_plan(study, world_size=world.size, cores=min(cores), local_size=max(ranks), gpus=min(gpus))
+    )
+    return plan
 
 
 def _agree(function: Callable[[], T]) -> T:
@@ -156,49 +163,58 @@ def _agree(function: Callable[[], T]) -> T:
         raise Together(error) from None
 
 
-def _check_places(study: Study) -> None:
-    """Refuse data that is not there and a place for results that cannot be written."""
-    if study.data is not None:
-        from pneumo.data.rsna import read_tables
+def _check(command: Command, plan: Plan) -> None:
+    """Refuse data that will not do, as far as its tables tell, and places that cannot be written or are too small."""
+    from pneumo.data.patients import SampleConfig
+    from pneumo.models import MODELS
 
-        read_tables(study.data)
-    if study.mapping is not None and not study.mapping.is_file():
-        raise Refused(f"--mapping {study.mapping}: there is no such file.")
-    for place in (study.out / study.study, _cache(study)):
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            if not os.access(place, os.W_OK):
-                raise PermissionError(13, "Permission denied")
-        except OSError as error:
-            raise Refused(f"Cannot write to {place} ({error.strerror}); choose another place.") from None
+    study, cache = command.study, _cache(command.study)
+    labels = _labels(study)
+    _parts(study, plan, labels)
+    models_bytes = 4 * MODELS[study.model].parameters(study.size) * len(plan.runs) if study.save else 0
+    places.require_folder(study.out / study.study, "--out", RESULT_BYTES + models_bytes)
+    # What is in the cache already needs no room; whether it is this data is known only once all of it has been read.
+    new_images = 0 if any(cache.glob("store-*")) else len(labels)
+    file_bytes = SampleConfig().size ** 2 // 5 if study.data is None else 0
+    places.require_folder(cache, "--cache", new_images * (study.size**2 + file_bytes))
+    if command.json:
+        places.require_file(command.json, "--json")
 
 
 def _cache(study: Study) -> Path:
-    if study.cache is not None:
-        return study.cache
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pneumo"
+    return study.cache or places.user_cache() / "pneumo"
 
 
 def _preprocess(study: Study, world: World, say: Progress) -> "Store":
     from pneumo.data.preprocess import DataConfig, preprocess
+    from pneumo.data.rsna import count_reasons
     from pneumo.data.sample import SampleConfig
+    from pneumo.data.store import QUARANTINE
 
     config = DataConfig(
         data=study.data,
         cache=_cache(study),
         sizes=(study.size,),
-        sample=SampleConfig(patients=SAMPLE_PATIENTS, seed=study.seed),
+        sample=SampleConfig(patients=SAMPLE_PATIENTS, seed=SAMPLE_SEED),
         strict=study.strict,
     )
-    return _agree(lambda: preprocess(config, world.comm, interface=world.interface, report=say))
+    say(f"preprocessing {study.data or 'the built-in sample'}")
+    store = _agree(lambda: preprocess(config, world.comm, interface=world.interface, report=say.now_and_then))
+    left_out = "none left out"
+    if store.quarantine:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(store.quarantine).items())
+        left_out = f"{len(store.quarantine)} left out ({reasons}): {store.path / QUARANTINE}"
+    say(f"{len(store.index)} images, {left_out}")
+    return store
 
 
-def _split(study: Study, index: "pd.DataFrame") -> "Split":
+def _parts(study: Study, plan: Plan, index: "pd.DataFrame") -> "Split":
+    """Split the images of an index; raises Refused where they are too few or of one label, or make too few steps."""
     from pneumo.data.rsna import read_mapping
     from pneumo.data.split import split
 
     mapping = read_mapping(study.mapping) if study.mapping else None
-    return split(
+    parts = split(
         index,
         seed=study.seed,
         subset=study.subset,
@@ -206,6 +222,8 @@ def _split(study: Study, index: "pd.DataFrame") -> "Split":
         calibrate=CALIBRATE,
         mapping=mapping,
     )
+    make_schedule(study, plan, len(parts.train))
+    return parts
 
 
 def _create(study: Study) -> "ResultFolder":
@@ -216,12 +234,18 @@ def _create(study: Study) -> "ResultFolder":
 
 def _describe(world: World, plan: Plan) -> str:
     ranks, cores = world.size, world.total_cores
+    most = max(run.ranks for run in plan.runs)
+    sleep = f"; {ranks - most} of them only preprocess" if most < ranks else ""
     more = ": more ranks than cores" if ranks * plan.threads > cores else ""
     hosts = f"{len(world.hosts)} hosts" if not world.one_node else world.hosts[0]
     bindings = ", ".join(
         f"{k} rank{'s' if k > 1 else ''} {world.binding(k, plan.threads)}" for k in sorted({r.ranks for r in plan.runs})
     )
-    return f"{ranks} ranks on {cores} cores of {hosts}{more}; {plan.threads} thread(s) a rank; binding: {bindings}"
+    batches = ", ".join(map(str, sorted({run.global_batch for run in plan.runs})))
+    return (
+        f"{ranks} ranks on {cores} cores of {hosts}{more}{sleep}; {plan.threads} thread(s) a rank; "
+        f"binding: {bindings}; {batches} images a step"
+    )
 
 
 if __name__ == "__main__":

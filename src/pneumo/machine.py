@@ -10,6 +10,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,11 +115,29 @@ def limits(proc: str | Path = "/proc/self/cgroup", root: str | Path = "/sys/fs/c
     return Limits(version, cpus, None if memory is None else int(memory))
 
 
-def usable_cores(mask: tuple[int, ...] | None = None) -> int:
-    """How many cores this process can keep busy: its affinity mask, and no more than its CPU quota; at least 1."""
-    count = len(affinity() if mask is None else mask)
-    quota = limits().cpus
-    return max(1, count if quota is None else min(count, math.ceil(quota)))
+def by_core(mask: Collection[int], root: str | Path = "/sys/devices/system/cpu") -> tuple[int, ...]:
+    """The logical CPUs of a mask, one of each physical core before the second ones, where the kernel tells which."""
+    order = []
+    for cpu in sorted(mask):
+        text = read(Path(root, f"cpu{cpu}", "topology", "thread_siblings_list")) or ""
+        siblings: set[int] = set()
+        for low, high in re.findall(r"(\d+)(?:-(\d+))?", text):
+            siblings.update(range(int(low), int(high or low) + 1))
+        order.append((len([other for other in siblings & set(mask) if other < cpu]), cpu))
+    return tuple(cpu for _, cpu in sorted(order))
+
+
+def usable(mask: Collection[int] | None = None) -> tuple[int, ...]:
+    """The logical CPUs that this process can keep busy: those of its affinity mask in the order of `by_core`, and no
+    more than its CPU quota allows; at least 1.
+    """
+    order, quota = by_core(affinity() if mask is None else mask), limits().cpus
+    return order if quota is None else order[: max(1, math.ceil(quota))]
+
+
+def usable_cores(mask: Collection[int] | None = None) -> int:
+    """How many cores this process can keep busy: the number of `usable` ones."""
+    return len(usable(mask))
 
 
 def cpu() -> tuple[str, tuple[str, ...]]:

@@ -1,13 +1,18 @@
 """The plan of a study in a world: which runs, on which ranks, with how many threads and images."""
 
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from pneumo.backends import BACKENDS
-from pneumo.config import Study, nearest
+from pneumo.backends import BACKENDS, COMMS
+from pneumo.config import DEFAULT_EPOCHS, Study
 from pneumo.errors import Refused
-from pneumo.installed import horovod_facts
+from pneumo.installed import horovod_missing, native_missing
 from pneumo.study.schema import Absent
+
+WARMUP_STEPS = 2
+USUAL_BATCHES = (32, 24)
+MOST_BY_DEFAULT = 2 * USUAL_BATCHES[0]  # images of a global step that nobody asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,28 +42,29 @@ class Plan:
     threads: int
 
 
-def horovod_missing() -> str | None:
-    """Why Horovod cannot be used, None where it can."""
-    # Looked up in files: importing any of Horovod imports torch, and threads are limited only after planning.
-    found = horovod_facts()
-    if found is None:
-        return "Horovod is not installed; see launch/build_horovod.py"
-    if "mpi" not in found["built_in"]:
-        return "the installed Horovod was built without PyTorch or without MPI; see launch/build_horovod.py"
-    return None
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The steps of every run: `warmup` untimed ones, then `blocks` timed blocks of `steps` each; of `asked` in all."""
+
+    warmup: int
+    blocks: int
+    steps: int
+    asked: int
+
+    @property
+    def total(self) -> int:
+        """The steps that are made."""
+        return self.warmup + self.blocks * self.steps
 
 
 def make_plan(study: Study, *, world_size: int, cores: int, local_size: int, gpus: int) -> Plan:
     """Lay out a study over a world; raises Refused for what this world cannot do.
 
-    `cores` and `gpus` are those of one node, `local_size` the ranks on it.
+    `cores` and `gpus` are those of one node, `local_size` the ranks on it; where nodes differ, of the scarcest one.
     """
-    asked = tuple(sorted(set(study.ranks or default_ranks(world_size))))
+    asked = tuple(sorted(set(study.ranks or default_ranks(study, world_size))))
     if asked[-1] > world_size:
-        raise Refused(
-            f"--ranks {asked[-1]}: this world has {world_size} rank(s); start it with mpirun -n {asked[-1]}, "
-            "or ask for fewer."
-        )
+        raise Refused(f"--ranks {asked[-1]}: this world has {world_size} rank(s); start more, or ask for fewer.")
     comms = _comms(study, local_size, gpus)
     batches = _batches(study, asked)
     threads = study.threads or max(1, cores // local_size)
@@ -83,27 +89,63 @@ def make_plan(study: Study, *, world_size: int, cores: int, local_size: int, gpu
                     add(backend, "none", 1, cores)
             continue
         # One rank is the serial row's case; a parallel backend runs on one only where nothing else was asked for.
-        for comm in comms if len(entry.comms) > 1 else entry.comms:
-            for ranks in [r for r in asked if r > 1] or asked:
+        usable = [comm for comm in comms if comm in entry.comms] or list(entry.comms[:1])
+        for comm in usable:
+            parallel = [r for r in asked if r > 1] or list(asked)
+            # Unless it was asked for, a second comm of the same backend runs at both ends only: time is short.
+            if study.comm is None and comm != usable[0]:
+                parallel = sorted({parallel[0], parallel[-1]})
+            for ranks in parallel:
                 add(backend, comm, ranks, threads)
     if not runs:
         raise Refused(f"--backends {','.join(study.backends or ())} --ranks {','.join(map(str, asked))} leaves no run.")
     return Plan(tuple(runs), tuple(missing), threads)
 
 
-def default_ranks(world_size: int) -> tuple[int, ...]:
-    """The powers of two up to the world's size, and that size."""
-    powers = [1 << i for i in range(world_size.bit_length()) if 1 << i <= world_size]
-    return tuple(sorted({*powers, world_size}))
+def default_ranks(study: Study, world_size: int) -> tuple[int, ...]:
+    """The powers of two up to the world's size, and that size, as far as one batch of usual size can be divided by all.
+
+    With a batch a rank anything can; a global batch that was given is no reason to leave out powers of two silently.
+    """
+    powers = [1 << i for i in range(world_size.bit_length())]
+    if study.rank_batch:
+        fits = True
+    elif study.global_batch:
+        fits = study.global_batch % world_size == 0
+    else:
+        powers = [power for power in powers if power <= MOST_BY_DEFAULT]
+        fits = _usual_batch([*powers, world_size]) <= MOST_BY_DEFAULT
+    return tuple(sorted({*powers, world_size})) if fits else tuple(powers)
+
+
+def _usual_batch(ranks: Collection[int]) -> int:
+    """The multiple of all numbers of ranks that is nearest to the usual batch, and the smallest one beyond it."""
+    common = math.lcm(*ranks)
+    return next((b for b in USUAL_BATCHES if b % common == 0), common * max(1, round(USUAL_BATCHES[0] / common)))
+
+
+def _nccl_missing(local_size: int, gpus: int) -> str | None:
+    if gpus == 0:
+        return "no CUDA GPU was found"
+    return f"{local_size} ranks share {gpus} GPU(s) and need one each" if gpus < local_size else None
+
+
+# Why a comm of the table cannot be used by `local_size` ranks on a node with `gpus` GPUs, None where it can; what is
+# not named here always can.
+COMM_MISSING: dict[str, Callable[[int, int], str | None]] = {
+    "nccl": _nccl_missing,
+    "pneumo": lambda _local_size, _gpus: native_missing(),
+}
 
 
 def _comms(study: Study, local_size: int, gpus: int) -> tuple[str, ...]:
-    enough = gpus >= local_size and gpus > 0
+    missing = {name: why for name in COMMS if name in COMM_MISSING and (why := COMM_MISSING[name](local_size, gpus))}
     if study.comm is None:
-        return ("nccl",) if enough else ("gloo",)
-    if "nccl" in study.comm and not enough:
-        why = "no CUDA GPU was found" if gpus == 0 else f"{local_size} ranks share {gpus} GPU(s) and need one each"
-        raise Refused(f"--comm nccl is not available here: {why}; use {nearest('gloo', ['gloo'])}.")
+        return tuple(name for name in ("gloo", "pneumo") if name not in missing) if "nccl" in missing else ("nccl",)
+    for name in study.comm:
+        if name in missing:
+            able = ", ".join(known for known in COMMS if known not in missing)
+            raise Refused(f"--comm {name} is not available here: {missing[name]}; available: {able}.")
     return study.comm
 
 
@@ -112,10 +154,30 @@ def _batches(study: Study, asked: tuple[int, ...]) -> dict[int, int]:
     if study.rank_batch:
         return {ranks: ranks * study.rank_batch for ranks in (1, *asked)}
     common = math.lcm(*asked)
-    batch = study.global_batch
-    if batch is None:
-        batch = next((b for b in (32, 24) if b % common == 0), common * max(1, round(32 / common)))
+    batch = study.global_batch or _usual_batch(asked)
     for ranks in asked:
         if batch % ranks:
             raise Refused(f"--global-batch {batch} cannot be divided among {ranks} ranks; use a multiple of {common}.")
     return dict.fromkeys((1, *asked), batch)
+
+
+def make_schedule(study: Study, plan: Plan, train_images: int) -> Schedule:
+    """Divide the epochs into a warm-up and blocks of equally many steps, the same for every run.
+
+    The epochs are those of the run with the smallest batch. Where they alone decide, the remainder of the division
+    goes to the warm-up, so that they are kept; with a budget, which may shorten the blocks anyway, it is dropped. With
+    too few steps for all blocks there are fewer of them; raises Refused where none would be left to time.
+    """
+    batch = min(run.global_batch for run in plan.runs)
+    asked = (study.epochs or DEFAULT_EPOCHS) * -(-train_images // batch)
+    warmup = max(1, min(WARMUP_STEPS, asked - study.blocks))
+    blocks = min(study.blocks, asked - warmup)
+    if blocks < 1:
+        raise Refused(
+            f"{train_images} training images in batches of {batch} make a single step, which leaves none to time after "
+            "the warm-up; ask for more --epochs, or a smaller batch."
+        )
+    steps = (asked - warmup) // blocks
+    if study.budget_s is None:
+        warmup = asked - blocks * steps
+    return Schedule(warmup, blocks, steps, asked)

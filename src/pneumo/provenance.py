@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +25,17 @@ def collect(mpi: str) -> dict[str, Any]:
         "commit": _commit(),
         "mpi": mpi,
         **doctor.facts(),
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_ENVIRONMENT) and "/" not in v},
+        # No path of this machine goes into a result: that there was one may still explain it.
+        "environment": {
+            name: "(a path)" if "/" in value else value
+            for name, value in sorted(os.environ.items())
+            if name.startswith(_ENVIRONMENT)
+        },
     }
 
 
-def data_facts(store: "Store", split: "Split", *, by_person: bool) -> DataFacts:
-    """Return the counts of a store and of its split."""
+def data_facts(store: "Store", split: "Split", mapping: Mapping[str, str] | None) -> DataFacts:
+    """Return the counts of a store and of its split; `mapping` gives the person of an image, where it is known."""
     labels = store.index["label"].to_numpy()
     parts = {
         name: Part(images=len(where), positives=int(np.sum(labels[where])))
@@ -37,13 +43,13 @@ def data_facts(store: "Store", split: "Split", *, by_person: bool) -> DataFacts:
     }
     return DataFacts(
         images=len(labels),
-        patients=len(labels),
+        patients=len({(mapping or {}).get(patient, patient) for patient in store.index["patient"]}),
         classes={str(k): int(v) for k, v in store.index["detailed"].value_counts().items()},
         parts=parts,
         quarantine=count_reasons(store.quarantine),
         fingerprint=store.fingerprint,
         natural_prevalence=float(np.mean(labels)) if len(labels) else 0.0,
-        split_by="person" if by_person else "image",
+        split_by="image" if mapping is None else "person",
     )
 
 

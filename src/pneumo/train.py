@@ -59,6 +59,8 @@ class Training:
         self._now = ThreadStamps()
         self._recorder = Recorder(self._now)
         device = torch.device(f"cuda:{world.local_rank}" if run.device == "cuda" else "cpu")
+        if run.device == "cuda":
+            torch.cuda.set_device(device)  # FSDP2, NCCL and `settle` take the current one
         settle = torch.cuda.synchronize if run.device == "cuda" else lambda: None
         self._clock = StepClock(self._now, settle)
         place = Place(self.comm, groups.get(run.comm, run.ranks), device)

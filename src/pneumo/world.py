@@ -5,12 +5,12 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
-from pneumo import collective, process
-from pneumo.errors import PneumoError
+from pneumo import collective, machine, process
+from pneumo.errors import PneumoError, Refused
 
 # What launchers tell their processes: the number of ranks, and the rank.
 _LAUNCHERS = (
@@ -19,8 +19,12 @@ _LAUNCHERS = (
     ("Slurm", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 
+# A launcher kills all ranks when one leaves with an error: the one that speaks may still be loading its libraries.
+_PATIENCE_S = 3.0
+Started = tuple[str, int, int] | None
 
-def launched() -> tuple[str, int, int] | None:
+
+def launched() -> Started:
     """Return (launcher, number of ranks, rank) as the launcher's environment tells it, None without a launcher."""
     for name, size, rank in _LAUNCHERS:
         if size in os.environ and rank in os.environ:
@@ -28,7 +32,7 @@ def launched() -> tuple[str, int, int] | None:
     return None
 
 
-def use_no_network(started: tuple[str, int, int] | None) -> None:
+def use_no_network(started: Started) -> None:
     """Choose Open MPI's transports before it starts, where the launcher (as of `launched`) says that one node is all.
 
     Its TCP transport listens on every address even where it is told to use `lo`, so on one node it is left out. A rank
@@ -40,57 +44,93 @@ def use_no_network(started: tuple[str, int, int] | None) -> None:
         os.environ.setdefault("OMPI_MCA_btl", "self,sm")
 
 
-class World:
-    """All ranks of the job, from MPI's initialisation to its end.
+def start_mpi(started: Started) -> Any:
+    """Start MPI, asking for MPI_THREAD_MULTIPLE, and return mpi4py's module MPI; `started` is as of `launched`.
 
-    `comm` is the world's communicator (mpi4py). `cores` are the ids of the cores that the ranks of this node may use
-    together, from the affinity masks that they had before any library could shrink them.
+    Raises Refused where no library can be loaded. Nothing else starts MPI: `World` calls this, and so does the doctor,
+    who has something to say of worlds in which nothing can run, too.
     """
-
-    def __init__(self) -> None:
-        mask = os.sched_getaffinity(0)
-        started = launched()
-        use_no_network(started)
+    use_no_network(started)
+    try:
         import mpi4py
 
         mpi4py.rc.initialize = False
         mpi4py.rc.finalize = False
         from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        raise Refused(f"MPI cannot be loaded ({text}); run ./launch/setup.sh, which installs it.") from error
+    MPI.Init_thread(MPI.THREAD_MULTIPLE)
+    return MPI
 
-        self._mpi = MPI
-        self._provided = MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        self.comm = MPI.COMM_WORLD.Dup()
+
+def stop_mpi(mpi: Any) -> None:
+    """End what `start_mpi` has started; collective over all ranks."""
+    mpi.Finalize()
+
+
+def _leave(error: Refused, started: Started) -> NoReturn:
+    """End a rank that cannot reach the others: the launcher's first one says why, and nobody leaves before it."""
+    if started is None or started[2] == 0:
+        print(f"pneumo: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(_PATIENCE_S)
+    raise SystemExit(error.exit_code)
+
+
+class World:
+    """All ranks of the job, from MPI's initialisation to its end.
+
+    `comm` is the world's communicator (mpi4py). `cores` are the ids of the cores that the ranks of this node can keep
+    busy together, in the order in which they are given out: from the affinity masks that the ranks had before any
+    library could shrink them, and no more than the node's CPU quota. `on_failure` is called, on the rank that says it,
+    when the job fails.
+    """
+
+    def __init__(self) -> None:
+        self._mask = os.sched_getaffinity(0)
+        self.on_failure: Callable[[], None] | None = None
+        started = launched()
+        try:
+            self._mpi = start_mpi(started)
+        except Refused as error:
+            _leave(error, started)
+        self.comm = self._mpi.COMM_WORLD.Dup()
         self.rank, self.size = self.comm.rank, self.comm.size
         self._first: dict[int, Any] = {}
         self._check_start(started)
-        node = self.comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self._token = self.comm.bcast(os.urandom(8).hex())
+
+    def _meet(self) -> None:
+        """Find out who else is here, and on which node."""
+        node = self.comm.Split_type(self._mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.rank, node.size
-        self.cores = tuple(sorted(set().union(*node.allgather(mask))))
+        masks = node.gather(self._mask)
+        self.cores = node.bcast(machine.usable(set().union(*masks)) if masks else None)
         node.Free()
         everyone = self.comm.allgather((socket.gethostname(), self.local_rank, len(self.cores)))
         self.hosts = sorted({host for host, _, _ in everyone})
         self.node_sizes = [1 + max(r for h, r, _ in everyone if h == host) for host in self.hosts]
         self.total_cores = sum(cores for _, local_rank, cores in everyone if local_rank == 0)
-        self._token = self.comm.bcast(os.urandom(8).hex())
 
-    def _check_start(self, started: tuple[str, int, int] | None) -> None:
+    def _check_start(self, started: Started) -> None:
+        """End every rank, with one sentence, where this is no world that can work."""
         if started and started[1] > 1 and self.size == 1:
-            name, size, rank = started
-            library = self._mpi.Get_library_version().split(",")[0].split("\n")[0].strip("\0 ")
-            self._mpi.Finalize()
-            if rank == 0:
-                print(
-                    f"pneumo: {name} started {size} ranks, but each sees a world of one: the MPI library in use is "
-                    f"{library}, another one than the launcher's; start with the mpirun of that library (in the "
-                    "environment, .venv/bin/mpirun), or rebuild mpi4py for the launcher's.",
-                    file=sys.stderr,
-                    flush=True,
-                )
-            raise SystemExit(2)
-        if self._provided < self._mpi.THREAD_MULTIPLE:
-            raise PneumoError(
+            library = self.mpi_version().split(",")[0]
+            why = Refused(
+                f"{started[0]} started {started[1]} ranks, but each sees a world of one: the MPI library in use is "
+                f"{library}, another one than the launcher's; start with the mpirun of that library (in the "
+                "environment, .venv/bin/mpirun), or rebuild mpi4py for the launcher's."
+            )
+            self._finalize()
+            _leave(why, started)
+        if self._mpi.Query_thread() < self._mpi.THREAD_MULTIPLE:
+            why = Refused(
                 "The MPI library does not offer MPI_THREAD_MULTIPLE, which Horovod's thread needs; use one that does."
             )
+            code = self.refuse(why)
+            self._finalize()
+            raise SystemExit(code)
 
     @classmethod
     @contextmanager
@@ -98,6 +138,7 @@ class World:
         """Start MPI; at the end stop it. An exception that one rank does not catch ends the job with its message."""
         world = cls()
         try:
+            world._meet()
             yield world
         except SystemExit:
             raise
@@ -139,7 +180,7 @@ class World:
         """How `cores_for` binds a run on this node, in words."""
         if min(ranks, self.local_size) * threads <= len(self.cores):
             return f"{threads} core{'s' if threads > 1 else ''} a rank"
-        return f"all {len(self.cores)} cores"
+        return f"all {len(self.cores)} cores" if len(self.cores) > 1 else "the one core"
 
     def wait(self) -> None:
         """Wait, asleep, until every rank of the world has come here."""
@@ -167,9 +208,15 @@ class World:
         """Print an error that all ranks have found alike, once; returns the exit code. Collective."""
         if self.rank == 0:
             print(f"pneumo: {error}", file=sys.stderr, flush=True)
+            self._note_failure()
         # No rank may leave before the sentence is out: a launcher kills the others when one exits with an error.
         self.wait()
         return error.exit_code
+
+    def _note_failure(self) -> None:
+        if self.on_failure is not None:
+            with suppress(Exception):  # what went wrong has been said; what this adds to it would only hide it
+                self.on_failure()
 
     def _fail(self, error: BaseException) -> None:
         """Say what happened, once in the whole job, and end every rank."""
@@ -188,6 +235,7 @@ class World:
             else:
                 traceback.print_exception(error)
                 print(f"pneumo: {where} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            self._note_failure()
             time.sleep(0.2)  # let the launcher forward the lines before it ends everything
         self._mpi.COMM_WORLD.Abort(1)
 
@@ -197,7 +245,7 @@ class World:
                 comm.Free()
         self.wait()
         self.comm.Free()
-        self._mpi.Finalize()
+        stop_mpi(self._mpi)
 
     def bind(self, ranks: int, threads: int) -> None:
         """Bind this rank for a run."""

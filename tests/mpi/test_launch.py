@@ -1,6 +1,7 @@
 """The launcher: refusals, and a small study from DICOM files to the summary, whose figures are recomputed here."""
 
 import json
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -18,6 +19,9 @@ PHASES = ("data", "forward", "backward", "comm", "optimizer", "other")
         (["--data", "/nonexistent-dir"], ["/nonexistent-dir"]),
         (["--out", "/proc/nowhere"], ["/proc/nowhere"]),
         (["--bakends", "ddp"], ["--bakends", "--backends"]),
+        (["--ranks", "1", "2"], ["2", "--ranks 1,2"]),
+        (["--json", "/nowhere/x.json"], ["--json", "/nowhere/x.json"]),
+        (["--mapping", "/etc/hostname"], ["/etc/hostname"]),
     ],
 )
 def test_refusals_are_said_once(mpirun: Launcher, flags: list[str], words: list[str]) -> None:
@@ -29,15 +33,21 @@ def test_refusals_are_said_once(mpirun: Launcher, flags: list[str], words: list[
     assert "Traceback" not in done.text
 
 
-def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
-    from pneumo.data.sample import SampleConfig, write_patients, write_tables
+def small_data(tmp_path: Path) -> list[str]:
+    """The flags for 60 small generated patients, one of whom has a file that is none."""
+    from pneumo.data.sample import SampleConfig, plan, write_patients, write_tables
 
     config = SampleConfig(patients=60, seed=3, size=256)
     root = tmp_path / "rsna"
     root.mkdir()
     write_tables(root, config)
     write_patients(root, config, 0, 60)
-    places = ["--data", str(root), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    (root / "stage_2_train_images" / f"{plan(config)[7]}.dcm").write_text("no image")
+    return ["--data", str(root), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+
+
+def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
+    places = small_data(tmp_path)
     flags = ["--size", "32", "--epochs", "3", "--ranks", "1,2", "--global-batch", "8", "--blocks", "6", "--save"]
     done = mpirun(2, module="pneumo.launch", args=[*places, *flags], timeout=200)
     folder = (tmp_path / "out" / "main" / "latest").resolve()
@@ -46,12 +56,19 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
     assert run["state"] == "done"
     rows = {(r["backend"], r["ranks"]): r for r in summary["rows"]}
     assert {("serial", 1), ("ddp", 2), ("fsdp", 2), ("horovod", 2)} <= set(rows)
+    quarantine = next((tmp_path / "cache").glob("store-*")) / "quarantine.csv"
+    assert f"59 images, 1 left out (1 corrupt): {quarantine}" in done.stdout
     steps = pd.read_parquet(folder / "steps.parquet")
     assert (steps[[f"{p}_ns" for p in PHASES]].sum(axis=1) == steps["wall_ns"]).all()
     timed = steps[(steps["kind"] == "train") & ~steps["warmup"]]
     for entry in run["runs"]:
         mine = timed[timed["run"] == entry["run"]]
         assert set(mine["rank"]) == set(range(entry["ranks"]))
+        counts = mine[mine["rank"] == 0].groupby("block")["step"].nunique()
+        assert set(counts) == {1}
+        assert len(counts) == 6
+        trained = steps[(steps["run"] == entry["run"]) & (steps["kind"] == "train")]
+        assert trained["step"].nunique() == 3 * 3  # three epochs of 23 images in batches of 8, not one step more
         assert (mine["comm_ns"].sum() > 0) == (entry["ranks"] > 1)
         ends = (mine["begin_ns"] + mine["wall_ns"]).groupby(mine["block"]).max()
         total_s = (ends - mine["begin_ns"].groupby(mine["block"]).min()).sum() / 1e9
@@ -66,6 +83,91 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
     saved = list((folder / "checkpoints").glob("*.safetensors"))
     assert len(saved) == len(run["runs"])
     assert "Results: " in done.stdout
+
+
+def test_a_rank_that_fails_alone_leaves_a_result_that_says_so(mpirun: Launcher, tmp_path: Path) -> None:
+    """Rank 0 only waits for it: whoever says that the job failed also marks the result."""
+    code = (
+        "import sys, time\n"
+        "from pneumo import launch\n"
+        "from pneumo.job import Job\n"
+        "original = Job._advance\n"
+        "def advance(self, training, block, count, *, warmup):\n"
+        "    if block == 2 and self._world.rank == 1:\n"
+        f"        open({str(tmp_path / 'raised')!r}, 'w').write(str(time.time()))\n"
+        "        raise RuntimeError('the reason')\n"
+        "    return original(self, training, block, count, warmup=warmup)\n"
+        "Job._advance = advance\n"
+        "sys.exit(launch.main())\n"
+    )
+    script = tmp_path / "job.py"
+    script.write_text(code)
+    flags = ["--size", "32", "--epochs", "3", "--ranks", "1,2", "--global-batch", "8", "--backends", "serial,ddp"]
+    done = mpirun(2, file=script, args=[*small_data(tmp_path), *flags], timeout=200, check=False)
+    took = time.time() - float((tmp_path / "raised").read_text())
+    assert done.returncode == 1, done.text
+    assert took < 10, f"the job ended {took:.1f} s after the exception"
+    assert done.text.count("rank 1 on") == 1
+    run = json.loads((tmp_path / "out" / "main" / "latest" / "run.json").read_text())
+    assert run["state"] == "failed"
+    assert run["ended"] is not None
+
+
+def test_ranks_that_a_training_does_not_use_sleep(mpirun: Launcher, tmp_path: Path) -> None:
+    """In a job with Gloo's and Horovod's threads: rank 2, which no run uses, and rank 1 while serial trains."""
+    code = (
+        "import json, os, sys, time\n"
+        "from pneumo import launch\n"
+        "from pneumo.job import Job\n"
+        "original, idle, threads = Job._advance, [0.0, 0.0], []\n"
+        "def advance(self, training, block, count, *, warmup):\n"
+        "    self._world.wait()\n"
+        "    wall, cpu = time.monotonic(), time.process_time()\n"
+        "    took = original(self, training, block, count, warmup=warmup)\n"
+        "    if not training.active and not warmup:\n"
+        "        idle[0] += time.monotonic() - wall\n"
+        "        idle[1] += time.process_time() - cpu\n"
+        "        threads.append(len(os.listdir('/proc/self/task')))\n"
+        "    return took\n"
+        "Job._advance = advance\n"
+        "code = launch.main()\n"
+        "rank = os.environ['OMPI_COMM_WORLD_RANK']\n"
+        f"open({str(tmp_path)!r} + '/idle' + rank, 'w').write(json.dumps([*idle, max(threads, default=0)]))\n"
+        "sys.exit(code)\n"
+    )
+    script = tmp_path / "job.py"
+    script.write_text(code)
+    flags = ["--backends", "serial,ddp,horovod", "--ranks", "1,2", "--epochs", "8", "--global-batch", "8"]
+    mpirun(3, file=script, args=[*small_data(tmp_path), *flags, "--blocks", "2"], timeout=250)
+    for rank in (1, 2):
+        wall_s, cpu_s, threads = json.loads((tmp_path / f"idle{rank}").read_text())
+        assert wall_s > 0.5
+        assert threads > 2, "no library's thread is alive: the measurement says nothing"
+        assert cpu_s / wall_s < 0.02, f"rank {rank}, idle, used {cpu_s / wall_s:.1%} of a core in {wall_s:.1f} s"
+
+
+def test_unequal_nodes_are_planned_for_together(mpirun: Launcher, tmp_path: Path) -> None:
+    """Two ranks that take themselves for nodes of 8 and 2 cores, and so would plan for 8 and for 2 threads."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        "from pneumo import launch\n"
+        "from pneumo.config import Study\n"
+        "from pneumo.world import World\n"
+        "with World.start() as w:\n"
+        "    w.cores, w.local_size = tuple(range(2 if w.rank else 8)), 1\n"
+        "    plans = w.comm.gather(launch._plan(Study(), w))\n"
+        "    if w.rank == 0: print('PLANS', plans[0] == plans[1], {p.threads for p in plans})\n"
+    )
+    assert "PLANS True {2}" in mpirun(2, file=script, timeout=60).stdout
+
+
+def test_weak_scaling_says_what_it_compares(mpirun: Launcher, tmp_path: Path) -> None:
+    flags = ["--size", "32", "--epochs", "2", "--ranks", "1,2", "--rank-batch", "4", "--backends", "serial,ddp"]
+    done = mpirun(2, module="pneumo.launch", args=[*small_data(tmp_path), *flags], timeout=200)
+    log = (tmp_path / "out" / "main" / "latest" / "log.txt").read_text()
+    for text in (done.stdout, log):
+        assert text.count("accuracy and AUC compare unequal trainings") == 1
+        assert text.index("Comparison") < text.index("weak scaling")
 
 
 def test_a_dry_run_needs_no_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -19,12 +19,12 @@ class Entry:
 
 BACKENDS = {
     "serial": Entry("pneumo.backends.serial:Serial", ("none",), parallel=False),
-    "ddp": Entry("pneumo.backends.ddp:Ddp", ("gloo", "nccl")),
-    "fsdp": Entry("pneumo.backends.fsdp:Fsdp", ("gloo", "nccl")),
+    "ddp": Entry("pneumo.backends.ddp:Ddp", ("gloo", "pneumo", "nccl")),
+    "fsdp": Entry("pneumo.backends.fsdp:Fsdp", ("gloo", "pneumo", "nccl")),
     "horovod": Entry("pneumo.backends.horovod:Horovod", ("mpi",)),
 }
 # What --comm chooses among: the libraries that ddp and fsdp can use.
-COMMS = ("gloo", "nccl")
+COMMS = ("gloo", "pneumo", "nccl")
 
 
 def load(name: str) -> "type[Backend]":

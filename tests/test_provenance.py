@@ -1,0 +1,32 @@
+"""What a result says of where it comes from."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pneumo import provenance
+from pneumo.data.split import Split
+
+
+def test_a_path_in_the_environment_is_mentioned_and_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPI_MCA_somewhere", "/home/somebody/file")
+    monkeypatch.setenv("OMPI_MCA_btl", "self,sm")
+    monkeypatch.setenv("NOT_OURS", "x")
+    found = provenance.collect("an MPI")["environment"]
+    assert found["OMPI_MCA_somewhere"] == "(a path)"
+    assert found["OMPI_MCA_btl"] == "self,sm"
+    assert "NOT_OURS" not in found
+
+
+def test_patients_are_persons_where_a_mapping_tells_them() -> None:
+    """Of five images a and b are of one person, c of another; d and e are not in the mapping, and their own."""
+    index = pd.DataFrame({"patient": list("abcde"), "label": [0, 1, 0, 1, 0], "detailed": ["x"] * 5})
+    store: Any = SimpleNamespace(index=index, quarantine=[], fingerprint="f")
+    split = Split(np.array([0, 1]), np.array([2]), np.array([3, 4]))
+    found = provenance.data_facts(store, split, {"a": "p", "b": "p", "c": "q"})
+    assert (found.images, found.patients, found.split_by) == (5, 4, "person")
+    found = provenance.data_facts(store, split, None)
+    assert (found.images, found.patients, found.split_by) == (5, 5, "image")
