@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Make .venv with everything in it: the locked packages, MPI, this project, Horovod. Every stage leaves a stamp, so a
-# second start skips what is done, and one that was interrupted goes on where it was. See usage() below.
+# Make .venv with everything in it: the locked packages, MPI, this project and its native layer, Horovod. Every stage
+# leaves a stamp, so a second start skips what is done, and one that was interrupted goes on. See usage() below.
 set -euo pipefail
 
 usage() {
     cat <<'TEXT'
 usage: ./launch/setup.sh [--help]
 
-Makes .venv in this project: the packages of launch/requirements.lock (MPI among them), the project itself (editable),
-and Horovod, which is built from its source once and kept in ${XDG_CACHE_HOME:-~/.cache}/pneumo/horovod. It needs
+Makes .venv in this project: the packages of launch/requirements.lock (MPI among them), the project itself (editable)
+with its native layer, which is compiled in build/ and again whenever its sources change, and Horovod, which is built
+from its source once and kept in ${XDG_CACHE_HOME:-~/.cache}/pneumo/horovod. It needs
 Python >= 3.11 with venv, a C++20 compiler and 13 GB of disk; quickstart.sh and test.sh run it first by themselves.
 
 environment:
@@ -41,16 +42,26 @@ key=$({
     printf '%s\n' "$venv" "$mpi" "${PYTHON:-}"
 } | sha256sum | cut -c1-32)
 
-stamped() { [[ -f $stamps/$1 && $(head -n 1 "$stamps/$1") == "$key" ]]; }
+# The native layer is compiled again when its own sources change, too.
+native_key=$({
+    shopt -s globstar nullglob
+    printf '%s\n' "$key"
+    sha256sum "$root"/CMakeLists.txt "$root"/src/native/**/*.*
+} | sha256sum | cut -c1-32)
+
+key_of() { if [[ $1 == native ]]; then printf '%s' "$native_key"; else printf '%s' "$key"; fi; }
+stamped() { [[ -f $stamps/$1 && $(head -n 1 "$stamps/$1") == "$(key_of "$1")" ]]; }
 stamp() { # stamp STAGE [REMARK]
-    printf '%s\n' "$key" "${@:2}" >"$stamps/.$1" && mv "$stamps/.$1" "$stamps/$1"
+    printf '%s\n' "$(key_of "$1")" "${@:2}" >"$stamps/.$1" && mv "$stamps/.$1" "$stamps/$1"
 }
 
-without_horovod() { # say once at each start why Horovod is not there
-    local why
-    why=$(sed -n 2p "$stamps/horovod")
-    [[ -z $why ]] || printf '%s: the job goes on without it (rm "%s" and start again to try once more)\n' \
-        "$why" "$stamps/horovod" >&2
+say_what_is_left_out() { # say once at each start why the native layer or Horovod is not there
+    local stage why
+    for stage in native horovod; do
+        why=$(sed -n 2p "$stamps/$stage")
+        [[ -z $why ]] || printf '%s: the job goes on without it (rm "%s" and start again to try once more)\n' \
+            "$why" "$stamps/$stage" >&2
+    done
 }
 
 find_python() { # the first Python that will do
@@ -118,12 +129,14 @@ free_gb() { df -Pk "$1" | awk 'NR == 2 { print int($4 / 1048576) }'; }
 logged() { # logged LABEL COMMAND...: run it with its noise in the log, and a plain line every 15 s
     local label=$1 begin=$SECONDS next=15 code=0
     shift
+    set -m # a process group of its own, so that an interruption reaches the compilers, too
     "$@" >>"$log" 2>&1 &
     child=$!
+    set +m
     while kill -0 "$child" 2>/dev/null; do
         sleep 0.2
         if ((SECONDS - begin >= next)); then
-            say "    $label: $([[ $label != packages ]] || progress)$((SECONDS - begin)) s"
+            say "    $label: $(progress "$label")$((SECONDS - begin)) s"
             next=$((next + 15))
         fi
     done
@@ -132,8 +145,12 @@ logged() { # logged LABEL COMMAND...: run it with its noise in the log, and a pl
     return "$code"
 }
 
-progress() { # where pip is
-    if grep -q '^Installing collected' "$log"; then
+progress() { # progress LABEL: where pip or the compiler is, as far as the log tells
+    if [[ $1 == 'native layer' ]]; then
+        sed -n 's/^ *\[\([0-9]*\)\/\([0-9]*\)\] .*/\1 of \2 steps, /p' "$log" | tail -n 1 | tr -d '\n'
+    elif [[ $1 != packages ]]; then
+        return
+    elif grep -q '^Installing collected' "$log"; then
         printf 'all downloaded, being unpacked, '
     else
         printf '%s of %s at hand, ' "$(grep -c '^Collecting\|^Requirement already' "$log" || true)" "$packages"
@@ -142,7 +159,7 @@ progress() { # where pip is
 
 interrupted() {
     trap '' INT TERM HUP
-    [[ -z $child ]] || { kill "$child" 2>/dev/null && wait "$child" 2>/dev/null; } || true
+    [[ -z $child ]] || { { kill -- "-$child" || kill "$child"; } && wait "$child"; } 2>/dev/null || true
     printf '\nset-up: interrupted; the same command goes on from here\n' >&2
     exit 130
 }
@@ -189,6 +206,9 @@ install_packages() {
             -r "$stamps/mpi4py.txt" || pip_failed
     fi
     rm -rf "$stamps/tmp"
+    # pip would compile all modules, one after the other; here are those that the job imports, before 8 ranks do it at once.
+    NO_ALBUMENTATIONS_UPDATE=1 logged imports "$venv/bin/python" -c 'import albumentations, cryptography.x509, cv2, cyclopts, dask.distributed, dask_mpi
+import gdcm, msgspec, pandas, pyarrow.parquet, pydicom, rich.table, scipy.stats, torch.distributed.fsdp' || true
 }
 
 pip_failed() {
@@ -197,12 +217,21 @@ pip_failed() {
     die 1 "pip could not install the packages: ${why:-see the log}; start again to go on (log: $log)."
 }
 
-install_project() {
-    logged project "$venv/bin/python" -m pip --no-input --disable-pip-version-check install \
-        --no-deps --no-build-isolation --no-index -e "$root" || pip_failed
-    # pip would compile all modules, one after the other; here are those that the job imports, before 8 ranks do it at once.
-    NO_ALBUMENTATIONS_UPDATE=1 logged imports "$venv/bin/python" -c 'import albumentations, cryptography.x509, cv2, cyclopts, dask.distributed, dask_mpi
-import gdcm, msgspec, pandas, pyarrow.parquet, pydicom, rich.table, scipy.stats, torch.distributed.fsdp' || true
+install_project() { # the editable install, which compiles the native layer: only what has changed since the last time
+    local log=$stamps/native.log why build
+    say "set-up: the native layer (its first build takes one to two minutes)"
+    : >"$log"
+    for build in "$root"/build/editable-*; do # CMake would go on with the compiler that it began with
+        grep -qsx "CMAKE_CXX_COMPILER:[A-Z]*=$CXX" "$build/CMakeCache.txt" || rm -rf "$build"
+    done
+    if ! CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) logged 'native layer' "$venv/bin/python" -m pip -v --no-input \
+        --disable-pip-version-check install --no-deps --no-build-isolation --no-index -e "$root"; then
+        why=$({ grep -m 1 -E ': (fatal )?error: |undefined reference' "$log" || grep -m 1 -A 2 'CMake Error' "$log"; } |
+            tr -s ' \n' ' ' | sed 's/^ //; s/ $//' | cut -c1-250 || true)
+        die 1 "the native layer could not be built: ${why:-it ended without saying why} (log: $log)."
+    fi
+    why=$(sed -n 's/.*-- pneumo: without the native layer: //p' "$log")
+    stamp native "${why:+The native layer was not built: $why}"
 }
 
 # So that `mpirun -n 8 python -m pneumo.launch` works as it stands: as root too, and with more ranks than cores; what a
@@ -244,8 +273,8 @@ main() {
         usage
         exit 0
     fi
-    if stamped horovod && stamped activate && [[ -x $venv/bin/python ]]; then
-        without_horovod
+    if stamped horovod && stamped native && stamped activate && [[ -x $venv/bin/python ]]; then
+        say_what_is_left_out
         return
     fi
     trap interrupted INT TERM HUP
@@ -258,10 +287,10 @@ main() {
     export CXX=$compiler
     stamped venv || { make_venv && stamp venv; }
     stamped packages || { install_packages && stamp packages; }
-    stamped project || { install_project && stamp project; }
+    stamped native || install_project
     stamped activate || { extend_activate && stamp activate; }
     stamped horovod || install_horovod
-    without_horovod
+    say_what_is_left_out
     say "set-up: done in $SECONDS s"
 }
 

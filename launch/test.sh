@@ -12,8 +12,11 @@ check() {
     printf -- '--- %s\n' "$*"
     "$@" || failed+=("$1")
 }
+clang_format() { clang-format --dry-run -Werror src/native/**/*.[ch]pp tests/native/*.cpp; }
+shopt -s globstar
 check ruff check
 check ruff format --check
+check clang_format
 check mypy
 check lint-imports
 check python -m pytest

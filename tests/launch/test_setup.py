@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +27,10 @@ TOOLS = (
     "uname",
     "grep",
     "flock",
+    "nproc",
+    "sleep",
+    "tail",
+    "tr",
 )
 
 
@@ -35,6 +40,9 @@ def tree(tmp_path: Path) -> Path:
     root = tmp_path / "a clone"
     shutil.copytree(ROOT / "launch", root / "launch")
     shutil.copy(ROOT / "pyproject.toml", root)
+    shutil.copy(ROOT / "CMakeLists.txt", root)
+    (root / "src/native/core").mkdir(parents=True)
+    (root / "src/native/core/engine.cpp").write_text("int engine();\n")
     return root
 
 
@@ -188,7 +196,7 @@ def test_a_second_start_does_nothing_until_something_changes(tree: Path, path: P
     (tree / ".venv/.pneumo").mkdir(parents=True)
     (tree / ".venv/bin").mkdir()
     (tree / ".venv/bin/python").symlink_to(path / "python3")
-    key = shell(tree, "for stage in venv packages project activate horovod; do stamp $stage; done; echo $key").strip()
+    key = shell(tree, "for stage in venv packages native activate horovod; do stamp $stage; done; echo $key").strip()
     done = setup(tree, path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     (tree / ".venv/.pneumo/horovod").write_text(f"{key}\nHorovod was not built: no make\n")
@@ -198,6 +206,104 @@ def test_a_second_start_does_nothing_until_something_changes(tree: Path, path: P
     with (tree / "launch/requirements.lock").open("a") as lock:
         lock.write("another==1\n")
     assert "REACHED" in setup(tree, path).stderr
+
+
+@pytest.fixture
+def built(tree: Path) -> Path:
+    """The calls of an environment's Python in a tree in which everything is set up: a file, a line for each."""
+    (tree / ".venv/.pneumo").mkdir(parents=True)
+    (tree / ".venv/bin").mkdir()
+    calls = tree.parent / "calls"
+    script(tree / ".venv/bin/python", f'echo "$*" >>"{calls}"')
+    shell(tree, "for stage in venv packages native activate horovod; do stamp $stage; done")
+    return calls
+
+
+def test_only_the_native_layer_is_built_again_when_its_sources_change(tree: Path, path: Path, built: Path) -> None:
+    """A changed, an added and a removed source, and CMakeLists.txt: one call of pip each, then silence."""
+    header = tree / "src/native/engine.hpp"
+    changes = (
+        lambda: (tree / "src/native/core/engine.cpp").write_text("int engine(int);\n"),
+        lambda: header.write_text(""),
+        header.unlink,
+        lambda: (tree / "CMakeLists.txt").write_text(""),
+    )
+    for number, change in enumerate(changes, 1):
+        change()
+        for _ in range(2):
+            done = setup(tree, path)
+            assert (done.returncode, done.stderr) == (0, "")
+        calls = built.read_text().splitlines()
+        assert len(calls) == number
+        assert calls[-1].endswith(f"install --no-deps --no-build-isolation --no-index -e {tree}")
+        assert done.stdout == ""
+
+
+BUILD_LOGS = {
+    "  [3/9] a\n  a.cpp:3:9: warning: x\n  a.cpp:4:1: error: no such thing\n  error: failed": "a.cpp:4:1: error: no",
+    "  CMake Error at CMakeLists.txt:3 (message):\n    No compiler\n\n  error: failed": "(message): No compiler (log",
+    "Killed": "it ended without saying why",
+}
+
+
+@pytest.mark.parametrize(("log", "reason"), BUILD_LOGS.items())
+def test_a_native_layer_that_does_not_compile_is_said_in_one_sentence(
+    tree: Path, path: Path, built: Path, log: str, reason: str
+) -> None:
+    """Exit 1, the compiler's first error and the log's path in one line; the next start tries again."""
+    (tree / "said").write_text(log)
+    script(tree / ".venv/bin/python", f'echo "$*" >>"{built}"; cat "{tree}/said"; exit 1')
+    (tree / "src/native/core/engine.cpp").write_text("broken\n")
+    for _ in range(2):
+        done = setup(tree, path)
+        assert done.returncode == 1
+        assert reason in done.stderr
+        assert done.stderr.endswith(f"(log: {tree}/.venv/.pneumo/native.log).\n")
+        assert done.stderr.count("\n") == 1
+    assert (tree / ".venv/.pneumo/native.log").read_text() == log
+    script(tree / ".venv/bin/python", f'echo "$*" >>"{built}"')
+    assert setup(tree, path).returncode == 0
+    assert len(built.read_text().splitlines()) == 3
+
+
+def test_a_native_layer_that_is_left_out_is_told_at_every_start(tree: Path, path: Path, built: Path) -> None:
+    """What CMake says in this case, in the words of CMakeLists.txt."""
+    said = "pneumo: without the native layer: "
+    assert said in (ROOT / "CMakeLists.txt").read_text()
+    script(tree / ".venv/bin/python", f'echo "$*" >>"{built}"; echo "  -- {said}no headers"')
+    (tree / "src/native/core/engine.cpp").write_text("another\n")
+    for _ in range(2):
+        done = setup(tree, path)
+        assert done.returncode == 0
+        assert done.stderr.startswith("The native layer was not built: no headers: the job goes on without it")
+    assert len(built.read_text().splitlines()) == 1
+
+
+def test_an_interrupted_build_leaves_no_compiler_behind(tree: Path, path: Path, built: Path) -> None:
+    """The process that the environment's pip has started ends with the set-up."""
+    mark = tree.parent / "compiler"
+    script(tree / ".venv/bin/python", f"sh -c 'echo $$ >\"{mark}\"; exec sleep 60'; exit 1")
+    (path / "sh").symlink_to(shutil.which("sh") or "/bin/sh")
+    (tree / "src/native/core/engine.cpp").write_text("slow\n")
+    process = subprocess.Popen(
+        [shutil.which("bash") or "bash", str(tree / "launch/setup.sh")],
+        env={"PATH": str(path), "HOME": str(tree.parent)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while not (mark.exists() and mark.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    compiler = Path("/proc", mark.read_text().strip())
+    assert compiler.exists()
+    process.terminate()
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "interrupted" in said
+    while compiler.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not compiler.exists()
 
 
 @pytest.fixture(scope="module")

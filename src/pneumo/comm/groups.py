@@ -1,41 +1,24 @@
 """Process groups of torch.distributed inside an MPI world, made once for each (comm, number of ranks)."""
 
-import datetime
-import socket
 from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
 
-TIMEOUT = datetime.timedelta(minutes=5)
+from pneumo.comm.rendezvous import TIMEOUT, make_store
 
 
 class Groups:
     """The process groups of the first k ranks of an MPI world; collective to make and to close.
 
-    The ranks find each other through a TCP store of rank 0, whose socket is bound here to one address, the loopback's
-    where the world is one node: left to itself the store would listen on all of them.
+    The ranks find each other through a TCP store of rank 0 at one address, the loopback's where the world is one node.
     """
 
     def __init__(self, comm: Any, *, address: str, wanted: Sequence[tuple[str, int]]) -> None:
         self._groups: dict[tuple[str, int], Any] = {}
         if not wanted:
             return
-        listener = None
-        if comm.rank == 0:
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-            listener.bind((address, 0))
-            listener.listen(1024)
-        address, port = comm.bcast(listener.getsockname() if listener else None)
-        self._store = dist.TCPStore(  # type: ignore[attr-defined]
-            address,
-            port,
-            comm.size,
-            is_master=comm.rank == 0,
-            timeout=TIMEOUT,
-            wait_for_workers=False,
-            master_listen_fd=listener.detach() if listener else None,
-        )
+        self._store = make_store(comm, address)
         first = wanted[0][0]
         dist.init_process_group(first, store=self._store, rank=comm.rank, world_size=comm.size, timeout=TIMEOUT)
         for comm_name, ranks in wanted:

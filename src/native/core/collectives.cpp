@@ -1,0 +1,309 @@
+// The collectives: each is one coroutine, in rounds of a chunk. The protocol and the bytes that each moves are
+// explained in
+// ../README.md.
+
+#include <algorithm>
+
+#include "shared.hpp"
+
+namespace pneumo {
+namespace {
+
+constexpr size_t kTile = 8 << 10;  // bytes that are reduced and copied on while they are in the first-level cache
+
+const std::byte* at(const void* data, size_t offset) { return static_cast<const std::byte*>(data) + offset; }
+std::byte* at(void* data, size_t offset) { return static_cast<std::byte*>(data) + offset; }
+
+void transfer(void* to, const void* from, size_t bytes) {
+    if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
+}
+
+size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
+
+/// How a vector of elements is cut into rounds, and a round into one part a rank; cuts lie on cache lines.
+struct Cut {
+    Cut(size_t count, size_t element, size_t chunk_bytes, size_t parts) : count(count), parts(parts) {
+        grain = std::max<size_t>(1, 64 / element);
+        const size_t most = chunk_bytes / element / (grain * parts) * (grain * parts);
+        rounds = ceil_div(count, most);
+        length = rounds == 0 ? 0 : ceil_div(ceil_div(count, rounds), grain * parts) * (grain * parts);
+        rounds = length == 0 ? 0 : ceil_div(count, length);
+    }
+    size_t begin(size_t round) const { return round * length; }
+    size_t size(size_t round) const { return std::min(length, count - begin(round)); }
+    /// Where a rank's part of a round begins, within the round; part `parts` is the round's end.
+    size_t part(size_t round, size_t rank) const {
+        const size_t whole = size(round);
+        return std::min(whole, rank * (ceil_div(ceil_div(whole, parts), grain) * grain));
+    }
+
+    size_t count, parts, grain, rounds, length;
+};
+
+}  // namespace
+
+template <class Fill, class Consume>
+Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume) {
+    const bool fills = filler < 0 || filler == rank_;
+    Step arrived, filled[2];
+    for (size_t round = 0; round <= rounds; ++round) {
+        if (round < rounds) {
+            Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
+            co_await operation.until(free);
+            if (fills) fill(round, slot(rank_, round_ + round));
+            if (round > 0) {
+                filled[round % 2] = open(FILLED, filler);
+                if (fills) contribute(filled[round % 2]);
+            }
+        }
+        if (round == 0) {
+            arrived = arrive(call, nullptr, 0);  // tells at once that the first slot is filled
+            Reached all(*this, arrived);
+            co_await operation.until(all);
+            check_calls();
+            continue;
+        }
+        if (round > 1) {
+            Reached full(*this, filled[(round - 1) % 2]);
+            co_await operation.until(full);
+        }
+        consume(round - 1, round_ + round - 1);
+        Step& drained = drained_[(round_ + round - 1) % Layout::kDepth];
+        drained = open(DRAINED);
+        contribute(drained);
+    }
+    round_ += rounds;
+}
+
+Task Group::allreduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) {
+    const Turn turn(*this);
+    const size_t element = size_of(dtype), count = call.count, ranks = static_cast<size_t>(size_);
+    const ReduceFn reduce = find_reduce(dtype, call.op);
+    std::vector<const void*> sources(ranks);
+    if (count * element <= tuning_.one_shot_bytes) {
+        Reached all(*this, arrive(call, in, count * element));
+        co_await operation.until(all);
+        check_calls();
+        for (size_t k = 0; k < ranks; ++k) sources[k] = announced(static_cast<int>(k));
+        if (count > 0) reduce(out, sources.data(), size_, count, scale);
+        co_return;
+    }
+    const Cut cut(count, element, tuning_.chunk_bytes, ranks);
+    const auto me = static_cast<size_t>(rank_);
+    Step arrived, filled[2], reduced[2];
+    for (size_t round = 0; round < cut.rounds + 2; ++round) {
+        if (round < cut.rounds) {  // what the other ranks will reduce of this round goes to my slot
+            Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
+            co_await operation.until(free);
+            const std::byte* from = at(in, cut.begin(round) * element);
+            std::byte* to = slot(rank_, round_ + round);
+            const size_t begin = cut.part(round, me) * element, end = cut.part(round, me + 1) * element;
+            transfer(to, from, begin);
+            transfer(to + end, from + end, cut.size(round) * element - end);
+            if (round == 0) {
+                arrived = arrive(call, nullptr, 0);
+            } else {
+                filled[round % 2] = open(FILLED);
+                contribute(filled[round % 2]);
+            }
+        }
+        if (round > 0 && round <= cut.rounds) {  // my part of the round before, from everybody's slot
+            const size_t i = round - 1;
+            Reached full(*this, i == 0 ? arrived : filled[i % 2]);
+            co_await operation.until(full);
+            if (i == 0) check_calls();
+            const size_t begin = cut.part(i, me) * element, end = cut.part(i, me + 1) * element;
+            for (size_t tile = begin; tile < end; tile += kTile) {
+                const size_t bytes = std::min(kTile, end - tile);
+                for (size_t k = 0; k < ranks; ++k) {
+                    sources[k] =
+                        k == me ? at(in, cut.begin(i) * element + tile) : slot(static_cast<int>(k), round_ + i) + tile;
+                }
+                std::byte* shared = slot(rank_, round_ + i) + tile;
+                reduce(shared, sources.data(), size_, bytes / element, scale);
+                transfer(at(out, cut.begin(i) * element + tile), shared, bytes);
+            }
+            reduced[i % 2] = open(REDUCED);
+            contribute(reduced[i % 2]);
+        }
+        if (round > 1) {  // the other parts of the round before that, from who reduced them
+            const size_t i = round - 2;
+            Reached ready(*this, reduced[i % 2]);
+            co_await operation.until(ready);
+            for (size_t k = 0; k < ranks; ++k) {
+                if (k == me) continue;
+                const size_t begin = cut.part(i, k) * element, end = cut.part(i, k + 1) * element;
+                transfer(at(out, cut.begin(i) * element + begin), slot(static_cast<int>(k), round_ + i) + begin,
+                         end - begin);
+            }
+            Step& drained = drained_[(round_ + i) % Layout::kDepth];
+            drained = open(DRAINED);
+            contribute(drained);
+        }
+    }
+    round_ += cut.rounds;
+}
+
+Task Group::reduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) {
+    const Turn turn(*this);
+    const size_t element = size_of(dtype);
+    const ReduceFn reduce = find_reduce(dtype, call.op);
+    const Cut cut(call.count, element, tuning_.chunk_bytes, 1);
+    const bool root = call.root == rank_;
+    std::vector<const void*> sources(static_cast<size_t>(size_));
+    const auto fill = [&](size_t round, std::byte* to) {
+        if (!root) transfer(to, at(in, cut.begin(round) * element), cut.size(round) * element);
+    };
+    const auto consume = [&](size_t round, uint64_t number) {
+        if (!root) return;
+        for (int k = 0; k < size_; ++k) {
+            sources[static_cast<size_t>(k)] = k == rank_ ? at(in, cut.begin(round) * element) : slot(k, number);
+        }
+        reduce(at(out, cut.begin(round) * element), sources.data(), size_, cut.size(round), scale);
+    };
+    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+}
+
+Task Group::reduce_scatter(Operation& operation, Call call, std::vector<const void*> in, void* out, DType dtype,
+                           Scale scale) {
+    const Turn turn(*this);
+    const size_t element = size_of(dtype), ranks = static_cast<size_t>(size_), me = static_cast<size_t>(rank_);
+    const ReduceFn reduce = find_reduce(dtype, call.op);
+    const size_t share = tuning_.chunk_bytes / ranks / 64 * 64;  // of a slot, for each rank that reads it
+    const Cut cut(call.count, element, share, 1);
+    std::vector<const void*> sources(ranks);
+    const auto fill = [&](size_t round, std::byte* to) {
+        for (size_t k = 0; k < ranks; ++k) {
+            if (k != me) transfer(to + k * share, at(in[k], cut.begin(round) * element), cut.size(round) * element);
+        }
+    };
+    const auto consume = [&](size_t round, uint64_t number) {
+        for (size_t k = 0; k < ranks; ++k) {
+            sources[k] =
+                k == me ? at(in[me], cut.begin(round) * element) : slot(static_cast<int>(k), number) + me * share;
+        }
+        reduce(at(out, cut.begin(round) * element), sources.data(), size_, cut.size(round), scale);
+    };
+    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+}
+
+Task Group::broadcast(Operation& operation, Call call, void* data, size_t bytes) {
+    const Turn turn(*this);
+    const bool root = call.root == rank_;
+    if (bytes <= tuning_.one_shot_bytes) {
+        Reached all(*this, arrive(call, data, root ? bytes : 0));
+        co_await operation.until(all);
+        check_calls();
+        if (!root) transfer(data, announced(call.root), bytes);
+        co_return;
+    }
+    const Cut cut(bytes, 1, tuning_.chunk_bytes, 1);
+    const auto fill = [&](size_t round, std::byte* to) { transfer(to, at(data, cut.begin(round)), cut.size(round)); };
+    const auto consume = [&](size_t round, uint64_t number) {
+        if (!root) transfer(at(data, cut.begin(round)), slot(call.root, number), cut.size(round));
+    };
+    co_await exchange(operation, call, cut.rounds, call.root, fill, consume);
+}
+
+Task Group::allgather(Operation& operation, Call call, const void* in, std::vector<void*> out, size_t bytes) {
+    const Turn turn(*this);
+    if (bytes <= tuning_.one_shot_bytes) {
+        Reached all(*this, arrive(call, in, bytes));
+        co_await operation.until(all);
+        check_calls();
+        for (int k = 0; k < size_; ++k) transfer(out[static_cast<size_t>(k)], announced(k), bytes);
+        co_return;
+    }
+    const Cut cut(bytes, 1, tuning_.chunk_bytes, 1);
+    const auto fill = [&](size_t round, std::byte* to) { transfer(to, at(in, cut.begin(round)), cut.size(round)); };
+    const auto consume = [&](size_t round, uint64_t number) {
+        for (int k = 0; k < size_; ++k) {
+            const void* from = k == rank_ ? at(in, cut.begin(round)) : slot(k, number);
+            transfer(at(out[static_cast<size_t>(k)], cut.begin(round)), from, cut.size(round));
+        }
+    };
+    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+}
+
+Task Group::gather(Operation& operation, Call call, const void* in, std::vector<void*> out, size_t bytes) {
+    const Turn turn(*this);
+    const bool root = call.root == rank_;
+    const Cut cut(bytes, 1, tuning_.chunk_bytes, 1);
+    const auto fill = [&](size_t round, std::byte* to) {
+        if (!root) transfer(to, at(in, cut.begin(round)), cut.size(round));
+    };
+    const auto consume = [&](size_t round, uint64_t number) {
+        if (!root) return;
+        for (int k = 0; k < size_; ++k) {
+            const void* from = k == rank_ ? at(in, cut.begin(round)) : slot(k, number);
+            transfer(at(out[static_cast<size_t>(k)], cut.begin(round)), from, cut.size(round));
+        }
+    };
+    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+}
+
+Task Group::scatter(Operation& operation, Call call, std::vector<const void*> in, void* out, size_t bytes) {
+    const Turn turn(*this);
+    const bool root = call.root == rank_;
+    const size_t ranks = static_cast<size_t>(size_), share = tuning_.chunk_bytes / ranks / 64 * 64;
+    const Cut cut(bytes, 1, share, 1);
+    const auto fill = [&](size_t round, std::byte* to) {
+        for (size_t k = 0; k < ranks; ++k) transfer(to + k * share, at(in[k], cut.begin(round)), cut.size(round));
+    };
+    const auto consume = [&](size_t round, uint64_t number) {
+        const std::byte* from = slot(call.root, number) + static_cast<size_t>(rank_) * share;
+        transfer(at(out, cut.begin(round)), root ? at(in[static_cast<size_t>(rank_)], cut.begin(round)) : from,
+                 cut.size(round));
+    };
+    co_await exchange(operation, call, cut.rounds, call.root, fill, consume);
+}
+
+Task Group::alltoall(Operation& operation, Call call, std::vector<const void*> in, std::vector<size_t> in_bytes,
+                     std::vector<void*> out, std::vector<size_t> out_bytes) {
+    const Turn turn(*this);
+    const size_t ranks = static_cast<size_t>(size_), me = static_cast<size_t>(rank_);
+    const size_t share = tuning_.chunk_bytes / ranks / 64 * 64;
+    // Everybody tells what it sends to whom: the number of rounds follows from the largest message of all.
+    Reached all(*this, arrive(call, in_bytes.data(), ranks * sizeof(size_t)));
+    co_await operation.until(all);
+    check_calls();
+    size_t largest = 0;
+    std::vector<size_t> sends(ranks);
+    std::string wrong;
+    for (size_t from = 0; from < ranks; ++from) {
+        std::memcpy(sends.data(), announced(static_cast<int>(from)), ranks * sizeof(size_t));
+        for (size_t to = 0; to < ranks; ++to) largest = std::max(largest, sends[to]);
+        if (sends[me] != out_bytes[from]) {
+            wrong = name({static_cast<int>(from)}) + " sends " + std::to_string(sends[me]) + " bytes to " +
+                    name({rank_}) + ", which expects " + std::to_string(out_bytes[from]);
+        }
+    }
+    if (!wrong.empty()) fail(Error::Kind::MISMATCH, call.text() + ": " + wrong);
+    const Cut cut(largest, 1, share, 1);
+    const auto length = [&](size_t round, size_t bytes) {
+        return cut.begin(round) < bytes ? std::min(cut.size(round), bytes - cut.begin(round)) : 0;
+    };
+    const auto fill = [&](size_t round, std::byte* to) {
+        for (size_t k = 0; k < ranks; ++k) {
+            if (k != me) transfer(to + k * share, at(in[k], cut.begin(round)), length(round, in_bytes[k]));
+        }
+    };
+    const auto consume = [&](size_t round, uint64_t number) {
+        for (size_t k = 0; k < ranks; ++k) {
+            const void* from = k == me ? at(in[me], cut.begin(round)) : slot(static_cast<int>(k), number) + me * share;
+            transfer(at(out[k], cut.begin(round)), from, length(round, out_bytes[k]));
+        }
+    };
+    if (cut.rounds == 0) co_return;
+    ++sequence_;
+    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+}
+
+Task Group::barrier(Operation& operation, Call call) {
+    const Turn turn(*this);
+    Reached all(*this, arrive(call, nullptr, 0));
+    co_await operation.until(all);
+    check_calls();
+}
+
+}  // namespace pneumo

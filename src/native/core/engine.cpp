@@ -1,0 +1,290 @@
+#include "engine.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace pneumo {
+namespace {
+
+using std::chrono::milliseconds;
+
+// A sleeping thread looks at deadlines and at what peers say of themselves this often, and asks the system whether they
+// are alive at all twice a second.
+constexpr milliseconds kExamine{100}, kExamineDeeply{500};
+
+}  // namespace
+
+void Operation::start() {
+    deadline_ = timeout_.count() > 0 ? Clock::now() + timeout_ : Clock::time_point::max();
+    task_ = body_(*this);
+    resume_point_ = task_.handle_;
+}
+
+bool Operation::advance() {
+    resume_point_.resume();
+    if (!task_.handle_.done()) return false;
+    end(task_.handle_.promise().error);
+    return true;
+}
+
+void Operation::end(std::exception_ptr error) {
+    error_ = std::move(error);
+    waiting_ = nullptr;
+    task_ = Task();
+    body_ = nullptr;  // frees what it captured
+}
+
+Engine::Engine(Doorbell& doorbell) : doorbell_(doorbell) {
+    for (int i = 0; i < 2; ++i) {
+        threads_.emplace_back([this] { progress_loop(); });
+        pthread_setname_np(threads_.back().native_handle(), "pneumo");
+    }
+}
+
+Engine::~Engine() { shutdown(nullptr); }
+
+void Engine::submit(std::shared_ptr<Operation> operation, bool awaited) {
+    bool idle = false;
+    {
+        std::lock_guard lock(mutex_);
+        incoming_.push_back(std::move(operation));
+        has_incoming_.store(true, std::memory_order_release);
+        ++pending_;
+        idle = !driving_ && !watched_;
+    }
+    if (awaited) return;
+    doorbell_.ring();
+    if (idle) changed_.notify_one();
+}
+
+bool Engine::wait(Operation& operation, milliseconds timeout) {
+    if (operation.done()) return true;
+    const auto limit = timeout.count() > 0 ? Clock::now() + timeout : Clock::time_point::max();
+    Lock lock(mutex_);
+    while (!operation.done()) {
+        const auto now = Clock::now();
+        if (now >= limit) break;
+        if (driving_) {
+            const auto over = [&] { return operation.done() || !driving_; };
+            ++wanted_;
+            changed_.wait_for(lock, std::min<Clock::duration>(limit - now, std::chrono::seconds(1)), over);
+            --wanted_;
+            continue;
+        }
+        driving_ = true;
+        lock.unlock();
+        while (!operation.done() && ended_.empty() && Clock::now() < limit) {
+            if (poll() || spin(blocked_patience(operation), operation.patience.yields) || operation.done()) continue;
+            doorbell_.sleepers.fetch_add(1, std::memory_order_seq_cst);
+            const uint32_t seen = doorbell_.bell.load(std::memory_order_acquire);
+            std::atomic_thread_fence(std::memory_order_seq_cst);
+            if (!poll()) {
+                examine();
+                futex_wait(doorbell_.bell, seen, std::min<Clock::duration>(limit - Clock::now(), longest_sleep()));
+            }
+            doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+        }
+        lock.lock();
+        release(lock);
+    }
+    return operation.done();
+}
+
+void Engine::release(Lock& lock) {
+    auto ended = std::exchange(ended_, {});
+    driving_ = false;
+    if (wanted_ > 0 || (pending_ > 0 && !watched_)) changed_.notify_all();
+    if (ended.empty()) return;
+    lock.unlock();
+    for (const auto& operation : ended) std::exchange(operation->completed, nullptr)();
+    ended.clear();
+    lock.lock();
+}
+
+void Engine::progress_loop() {
+    Lock lock(mutex_);
+    for (;;) {
+        changed_.wait(lock, [this] { return stopped_ || (pending_ > 0 && !driving_ && !watched_ && wanted_ == 0); });
+        if (stopped_) return;
+        driving_ = true;
+        lock.unlock();
+        bool asleep = false;
+        uint32_t seen = 0;
+        while (!stopped_ && pending_ > 0 && ended_.empty() && wanted_ == 0) {
+            if (poll() || spin(progress_patience(), true)) continue;
+            doorbell_.sleepers.fetch_add(1, std::memory_order_seq_cst);
+            seen = doorbell_.bell.load(std::memory_order_acquire);
+            std::atomic_thread_fence(std::memory_order_seq_cst);
+            asleep = !poll();
+            if (asleep) break;
+            doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+        }
+        if (asleep) examine();
+        const auto sleep = longest_sleep();
+        lock.lock();
+        watched_ = asleep;
+        release(lock);
+        if (!asleep) continue;
+        lock.unlock();
+        futex_wait(doorbell_.bell, seen, sleep);
+        doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+        lock.lock();
+        watched_ = false;
+    }
+}
+
+bool Engine::poll() {
+    bool progressed = false;
+    if (has_incoming_.load(std::memory_order_acquire)) {
+        std::vector<std::shared_ptr<Operation>> incoming;
+        {
+            std::lock_guard lock(mutex_);
+            incoming.swap(incoming_);
+            has_incoming_.store(false, std::memory_order_relaxed);
+        }
+        for (auto& operation : incoming) {
+            if (operation->lane_ != nullptr) {
+                operation->lane_->queue.push_back(operation);
+                if (operation->lane_->queue.size() > 1) continue;
+            }
+            activate(std::move(operation));
+        }
+        progressed = true;
+    }
+    for (size_t i = 0; i < active_.size();) {
+        if (!active_[i]->runnable()) {
+            ++i;
+            continue;
+        }
+        progressed = true;
+        if (!active_[i]->advance()) {
+            ++i;
+            continue;
+        }
+        auto operation = std::move(active_[i]);
+        active_.erase(active_.begin() + static_cast<std::ptrdiff_t>(i));
+        finish(std::move(operation));
+    }
+    return progressed;
+}
+
+void Engine::activate(std::shared_ptr<Operation> operation) {
+    operation->start();
+    active_.push_back(std::move(operation));
+}
+
+void Engine::finish(std::shared_ptr<Operation> operation) {
+    std::shared_ptr<Operation> next;
+    if (operation->lane_ != nullptr) {
+        auto& queue = operation->lane_->queue;
+        queue.pop_front();
+        if (!queue.empty()) next = queue.front();
+    }
+    // Both are cleared: they may own who owns the operation.
+    const auto on_end = std::exchange(operation->on_end, nullptr);
+    const bool callback = on_end && on_end();
+    if (!callback) operation->completed = nullptr;
+    operation->done_.store(true, std::memory_order_release);
+    --pending_;
+    if (wanted_ > 0) {
+        // Taken and given back, so that nobody is between looking at `done` and going to sleep.
+        {
+            std::lock_guard lock(mutex_);
+        }
+        changed_.notify_all();
+    }
+    if (callback) ended_.push_back(std::move(operation));
+    if (next) activate(std::move(next));
+}
+
+bool Engine::spin(std::chrono::microseconds patience, bool yields) {
+    if (patience.count() == 0) return false;
+    const auto limit = Clock::now() + patience;
+    for (;;) {
+        for (int i = 0; i < (yields ? 1 : 64); ++i) {
+            if (yields) {
+                sched_yield();
+            } else {
+                relax();
+            }
+            if (poll()) return true;
+        }
+        if (Clock::now() >= limit || examine_now_.load(std::memory_order_relaxed)) return false;
+    }
+}
+
+std::chrono::microseconds Engine::blocked_patience(const Operation& operation) const {
+    // What nobody rings for is looked at again and again, with short sleeps that leave the core to others.
+    const auto again = operation.waiting_ != nullptr ? operation.waiting_->look_again() : std::chrono::microseconds(0);
+    return again.count() > 0 ? std::min(operation.patience.blocked, again) : operation.patience.blocked;
+}
+
+std::chrono::microseconds Engine::progress_patience() const {
+    std::chrono::microseconds longest{0};
+    for (const auto& operation : active_) {
+        if (operation->waiting_ != nullptr && !operation->waiting_->for_arrival()) {
+            longest = std::max(longest, operation->patience.progress);
+        }
+    }
+    return longest;
+}
+
+std::chrono::microseconds Engine::longest_sleep() const {
+    std::chrono::microseconds longest = kExamine;
+    for (const auto& operation : active_) {
+        if (operation->waiting_ == nullptr) continue;
+        const auto wished = operation->waiting_->look_again();
+        if (wished.count() > 0) longest = std::min(longest, wished);
+    }
+    return longest;
+}
+
+void Engine::examine() {
+    const auto now = Clock::now();
+    const bool asked = examine_now_.exchange(false);
+    if (!asked && now - examined_ < kExamine) return;
+    examined_ = now;
+    const bool deep = now - examined_deeply_ >= kExamineDeeply;
+    if (deep) examined_deeply_ = now;
+    for (const auto& operation : active_) {
+        if (operation->waiting_ == nullptr) continue;
+        if (!operation->examine) continue;
+        const bool late = now >= operation->deadline_;
+        if (auto error = operation->examine(*operation->waiting_, late, deep)) operation->interrupt(std::move(error));
+    }
+}
+
+void Engine::nudge() {
+    examine_now_ = true;
+    doorbell_.ring();
+}
+
+void Engine::shutdown(const std::exception_ptr& error) {
+    {
+        Lock lock(mutex_);
+        if (stopped_ || !usable_) return;
+        ++wanted_;
+        changed_.wait(lock, [this] { return !driving_; });
+        --wanted_;
+        driving_ = true;
+        stopped_ = true;
+    }
+    for (int rounds = 0; pending_ > 0 && rounds < 1000; ++rounds) {
+        for (const auto& operation : active_) operation->interrupt(error);
+        poll();
+    }
+    {
+        Lock lock(mutex_);
+        release(lock);
+    }
+    changed_.notify_all();
+    doorbell_.ring();
+    for (auto& thread : threads_) thread.join();
+    threads_.clear();
+    usable_ = false;
+}
+
+}  // namespace pneumo

@@ -1,0 +1,76 @@
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "doorbell.hpp"
+#include "task.hpp"
+
+namespace pneumo {
+
+struct Lane {
+    std::deque<std::shared_ptr<Operation>> queue;  // its front runs
+};
+
+/// Runs the operations of a process.
+///
+/// At any moment at most one thread *drives*: it resumes whatever can go on. A thread that waits for an operation
+/// drives by itself, so a blocking call costs no change of threads. The progress thread drives while nobody waits, and
+/// sleeps on the doorbell when nothing can go on. A second thread stands by for the time in which the first runs
+/// somebody's completion callback: callbacks may wait for other operations, so the role is given up before they are
+/// called.
+class Engine {
+   public:
+    /// `doorbell` is this process's; it must outlive the engine.
+    explicit Engine(Doorbell& doorbell);
+    ~Engine();
+
+    /// Take an operation over. `awaited`: the caller will call `wait` at once, and the progress thread is left asleep.
+    void submit(std::shared_ptr<Operation> operation, bool awaited);
+    /// Drive until the operation is done; false if `timeout` (0: none) is over before.
+    bool wait(Operation& operation, std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
+    /// Have every operation examined soon, from any thread.
+    void nudge();
+    /// End all that still runs with this error, and the threads; for the end of the process.
+    void shutdown(const std::exception_ptr& error);
+    /// Called in a forked child: the threads exist only in the parent, and the locks may be held by them.
+    void forked() { usable_ = false; }
+    bool usable() const { return usable_; }
+
+   private:
+    using Lock = std::unique_lock<std::mutex>;
+
+    void progress_loop();
+    /// One look at every operation; true if any went on. Needs the role, as all that follow do.
+    bool poll();
+    void activate(std::shared_ptr<Operation> operation);
+    void finish(std::shared_ptr<Operation> operation);
+    /// Poll for at most this long; true if something went on.
+    bool spin(std::chrono::microseconds patience, bool yields);
+    /// Interrupt what has waited too long or in vain.
+    void examine();
+    /// Give the role up and call the callbacks of what has ended.
+    void release(Lock& lock);
+    std::chrono::microseconds blocked_patience(const Operation& operation) const;
+    std::chrono::microseconds progress_patience() const;
+    std::chrono::microseconds longest_sleep() const;
+
+    Doorbell& doorbell_;
+    std::mutex mutex_;
+    std::condition_variable changed_;  // the role is free, an operation has ended, or there is something to do
+    bool driving_ = false;             // guarded by mutex_, like the next two
+    bool watched_ = false;             // a progress thread sleeps on the doorbell
+    std::vector<std::shared_ptr<Operation>> incoming_;
+    std::atomic<bool> has_incoming_{false}, examine_now_{false}, stopped_{false}, usable_{true};
+    std::atomic<int> wanted_{0};   // threads in `wait` that cannot drive because another one does
+    std::atomic<int> pending_{0};  // operations submitted and not done
+    std::vector<std::shared_ptr<Operation>> active_, ended_;  // of the thread with the role
+    Clock::time_point examined_{}, examined_deeply_{};
+    std::vector<std::thread> threads_;
+};
+
+}  // namespace pneumo

@@ -1,0 +1,151 @@
+#pragma once
+
+#include <cstring>
+#include <list>
+#include <mutex>
+
+#include "communicator.hpp"
+
+namespace pneumo {
+
+/// Sizes that follow from the number of ranks and the room there is; equal on all ranks of a group.
+struct Tuning {
+    size_t one_shot_bytes = 16 << 10;  // up to here every rank reads everybody's data at once
+    size_t chunk_bytes = 256 << 10;    // of a rank and round, beyond
+    size_t channel_bytes = 64 << 10;   // of a point-to-point message's piece
+
+    /// Fit into `limit` bytes for `size` ranks; throws Error where that is too little to work with.
+    static Tuning fit(Tuning wished, int size, size_t limit);
+};
+
+/// Where everything is in a group's shared memory.
+struct Layout {
+    static constexpr int kDepth = 4;     // rounds in flight
+    static constexpr int kHeaders = 32;  // messages posted and not received, for each pair of ranks
+    static constexpr int kPieces = 2;    // of a message in flight
+
+    Layout(const Tuning& tuning, int size);
+    size_t ranks, steps, small, slots, channels, total;
+    size_t small_stride, slot_stride, channel_stride;
+};
+
+/// The ranks of one node that do collectives together through shared memory; see ../README.md for the protocol.
+///
+/// Every rank makes one with the same memory (all zeros at first), size and tuning.
+class Group final : public Communicator {
+   public:
+    struct Member {
+        std::shared_ptr<Doorbell> doorbell;
+        int name = 0;  // the rank by which users know it
+    };
+
+    Group(Engine& engine, std::byte* memory, int rank, std::vector<Member> members, Tuning tuning, Patience patience);
+    ~Group() override;
+
+    int rank() const { return rank_; }
+    int size() const { return size_; }
+    Lane* lane() override { return &lane_; }
+    Engine& engine() override { return engine_; }
+    const Tuning& tuning() const { return tuning_; }
+
+    /// An operation of this group, ready to be submitted; `lane` null for point-to-point ones.
+    std::shared_ptr<Operation> operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) override;
+    Task allreduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) override;
+    Task reduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) override;
+    Task reduce_scatter(Operation& operation, Call call, std::vector<const void*> in, void* out, DType dtype,
+                        Scale scale) override;
+    Task broadcast(Operation& operation, Call call, void* data, size_t bytes) override;
+    Task allgather(Operation& operation, Call call, const void* in, std::vector<void*> out, size_t bytes) override;
+    Task gather(Operation& operation, Call call, const void* in, std::vector<void*> out, size_t bytes) override;
+    Task scatter(Operation& operation, Call call, std::vector<const void*> in, void* out, size_t bytes) override;
+    Task alltoall(Operation& operation, Call call, std::vector<const void*> in, std::vector<size_t> in_bytes,
+                  std::vector<void*> out, std::vector<size_t> out_bytes) override;
+    Task barrier(Operation& operation, Call call) override;
+    Task send(Operation& operation, const void* data, size_t bytes, int to, int tag) override;
+    Task receive(Operation& operation, void* data, size_t bytes, int from, int tag, int* source) override;
+    void abort(const std::string& reason) override;
+    void leave() override;
+    std::string broken() const override;
+
+   private:
+    friend struct Layout;
+    friend struct Tuning;
+    friend struct Reached;
+    friend struct Matched;
+    struct RankState;
+    struct Channel;
+    struct Receive;
+    struct Withdrawn;
+    enum Stage { ARRIVED, FILLED, REDUCED, DRAINED, kStages };
+    static constexpr int kWindow = 8;  // steps of a stage that may be open at once, more than kDepth
+
+    /// One step of a stage: who has to contribute, and the counter that tells how many have.
+    struct Step {
+        std::atomic<uint64_t>* count = nullptr;
+        uint64_t full = 0;
+        uint64_t index = 0;
+        Stage stage = ARRIVED;
+        int only = -1;  // the one rank that contributes, -1: all
+        bool done() const { return count == nullptr || count->load(std::memory_order_acquire) >= full; }
+    };
+
+    RankState& state(int rank) const;
+    std::byte* small(int rank) const;
+    std::byte* slot(int rank, uint64_t round) const;
+    Channel& channel(int from, int to) const;
+
+    Step open(Stage stage, int only = -1);
+    void contribute(const Step& step);
+    /// Announce a call, with up to one_shot_bytes of data that go with it.
+    Step arrive(const Call& call, const void* data, size_t bytes);
+    const std::byte* announced(int rank) const;
+    /// Throws on every rank alike if the ranks do not call the same.
+    void check_calls();
+    [[noreturn]] void disagree();
+    void ring_all();
+
+    /// A collective's turn, from its begin to its end; throws at once if the group is broken.
+    struct Turn {
+        explicit Turn(Group& group) : group(group) {
+            ++group.sequence_;
+            group.throw_if_broken();
+        }
+        ~Turn() { group.ended_ = group.sequence_.load(); }
+        Group& group;
+    };
+    void throw_if_broken() const;
+    [[noreturn]] void fail(Error::Kind kind, const std::string& message);
+    std::exception_ptr examine(const Waiting& waiting, bool late, bool deep);
+    std::string name(const std::vector<int>& ranks) const;
+    void match_receives();
+    std::string describe() const;
+
+    /// Run `rounds` rounds in which ranks fill their slots and then read those of others; `filler`: who fills, -1 all.
+    template <class Fill, class Consume>
+    Task exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume);
+
+    Engine& engine_;
+    std::byte* memory_;
+    int rank_, size_;
+    std::vector<Member> members_;
+    Tuning tuning_;
+    Layout layout_;
+    Patience patience_;
+    Lane lane_;
+    std::atomic<uint64_t> sequence_{0}, ended_{0};  // collectives begun and ended
+    uint64_t round_ = 0;                            // of all operations together
+    std::array<uint64_t, kStages> next_{};
+    std::array<std::array<uint64_t, kWindow>, kStages> full_{};
+    std::array<Step, Layout::kDepth> drained_{};
+    Call call_;                                 // the one that runs
+    std::list<Receive*> receives_;              // posted and not yet matched, in order
+    std::vector<std::list<Operation*>> sends_;  // to each rank, that have not yet posted a header, in order
+    std::vector<char> receiving_;               // from each rank: whether a message is under way
+    uint64_t messages_ = 0;
+    mutable std::mutex broken_mutex_;
+    std::string broken_;
+    Error::Kind broken_kind_ = Error::Kind::ABORTED;
+    std::atomic<bool> is_broken_{false};
+};
+
+}  // namespace pneumo

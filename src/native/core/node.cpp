@@ -1,0 +1,118 @@
+#include "node.hpp"
+
+#include <pthread.h>
+#include <sched.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+namespace pneumo {
+namespace {
+
+std::string first_line(const std::string& path) {
+    std::ifstream file(path);
+    std::string line;
+    std::getline(file, line);
+    return line;
+}
+
+struct Own {
+    explicit Own(Segment::Kind kind) : segment(Segment::create(kind, 4096)) {
+        auto* doorbell = reinterpret_cast<Doorbell*>(segment.data());
+        sign(*doorbell);
+        engine = new Engine(*doorbell);  // lives as long as the process: a thread may be asleep in it at its end
+    }
+    Segment segment;
+    Engine* engine;
+};
+
+Own* own = nullptr;  // of the process; a forked child sees its parent's
+
+}  // namespace
+
+Process Process::get(Segment::Kind kind) {
+    static std::mutex mutex;
+    static bool registered = false;
+    std::lock_guard lock(mutex);
+    if (own != nullptr && !own->engine->usable()) {
+        throw Error(Error::Kind::SYSTEM, "a process that was forked from one which uses this backend cannot use it");
+    }
+    if (own == nullptr) own = new Own(kind);
+    if (!std::exchange(registered, true)) {
+        pthread_atfork(nullptr, nullptr, [] { own->engine->forked(); });
+    }
+    return {*own->engine, own->segment.handle()};
+}
+
+void Process::stop(const std::string& reason) {
+    if (own == nullptr || !own->engine->usable()) return;
+    own->engine->shutdown(std::make_exception_ptr(Error(Error::Kind::ABORTED, reason)));
+}
+
+std::string node_identity() {
+    std::ostringstream text;
+    char host[256] = {};
+    gethostname(host, sizeof(host) - 1);
+    struct stat pids{};
+    stat("/proc/self/ns/pid", &pids);
+    text << host << " " << first_line("/proc/sys/kernel/random/boot_id") << " " << pids.st_ino << " " << getuid();
+    return text.str();
+}
+
+std::vector<int> usable_cores() {
+    std::vector<int> cores;
+    for (int most = 1024; most <= 1 << 20; most *= 2) {
+        cpu_set_t* mask = CPU_ALLOC(static_cast<size_t>(most));
+        const size_t bytes = CPU_ALLOC_SIZE(static_cast<size_t>(most));
+        const bool known = sched_getaffinity(0, bytes, mask) == 0;
+        for (int core = 0; known && core < most; ++core) {
+            if (CPU_ISSET_S(static_cast<size_t>(core), bytes, mask)) cores.push_back(core);
+        }
+        CPU_FREE(mask);
+        if (known) break;
+    }
+    return cores;
+}
+
+double core_quota() {
+    // Version 2 of control groups; the limits of all groups above this process's count too.
+    double quota = std::numeric_limits<double>::max();
+    std::string path;
+    for (std::ifstream file("/proc/self/cgroup"); std::getline(file, path);) {
+        if (path.rfind("0::", 0) == 0) break;
+    }
+    path = path.rfind("0::", 0) == 0 ? path.substr(3) : "";
+    for (;;) {
+        std::istringstream limit(first_line("/sys/fs/cgroup" + path + "/cpu.max"));
+        double micros = 0, period = 0;
+        if (limit >> micros >> period && period > 0) quota = std::min(quota, micros / period);
+        if (path.empty() || path == "/") return quota;
+        path = path.substr(0, path.rfind('/'));
+    }
+}
+
+size_t setting(const char* name, size_t otherwise) {
+    const char* text = std::getenv(name);
+    if (text == nullptr || *text == 0) return otherwise;
+    char* end = nullptr;
+    double value = std::strtod(text, &end);
+    const std::string unit(end);
+    const size_t power = unit.empty() ? 0 : std::string("KMG").find(unit) + 1;
+    if (end == text || value < 0 || power > 3) {
+        throw Error(Error::Kind::SYSTEM, std::string(name) + " is \"" + text + "\", not a number (with K, M or G)");
+    }
+    for (size_t i = 0; i < power; ++i) value *= 1024;
+    return static_cast<size_t>(value);
+}
+
+Patience patience_for(int ranks, size_t cores, double quota) {
+    const bool enough = static_cast<double>(ranks) <= std::min(static_cast<double>(cores), quota);
+    const auto blocked = static_cast<int64_t>(setting("PNEUMO_COMM_SPIN_US", enough ? 1000 : 300));
+    return {std::chrono::microseconds(blocked), std::chrono::microseconds(std::min<int64_t>(blocked, 50)), !enough};
+}
+
+}  // namespace pneumo

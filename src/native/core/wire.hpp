@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+namespace pneumo {
+
+/// Messages between any two ranks of a group, through something that has to be polled: MPI.
+class Wire {
+   public:
+    class Request {
+       public:
+        virtual ~Request() = default;
+        /// Whether the message has been taken over (sent) or is there (received); throws Error.
+        virtual bool done() = 0;
+    };
+
+    virtual ~Wire() = default;
+    /// Start to send `bytes` (at most 1 GiB) to a rank of the group; messages of one tag arrive in order.
+    virtual std::unique_ptr<Request> send(const void* data, size_t bytes, int to, int tag) = 0;
+    /// Start to receive exactly `bytes` from a rank of the group.
+    virtual std::unique_ptr<Request> receive(void* data, size_t bytes, int from, int tag) = 0;
+};
+
+}  // namespace pneumo

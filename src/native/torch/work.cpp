@@ -1,0 +1,89 @@
+#include "work.hpp"
+
+#include <c10/util/Exception.h>
+
+#include "../core/error.hpp"
+
+namespace pneumo {
+
+std::exception_ptr as_torch_error(const std::exception_ptr& error) {
+    if (!error) return nullptr;
+    try {
+        std::rethrow_exception(error);
+    } catch (const Error& known) {
+        const std::string message = std::string("pneumo: ") + known.what();
+        const c10::SourceLocation where{__func__, __FILE__, static_cast<uint32_t>(__LINE__)};
+        return std::make_exception_ptr(c10::DistBackendError(where, message));
+    } catch (...) {
+        return std::current_exception();
+    }
+}
+
+Work::Work(Engine& engine, int rank, c10d::OpType type, const char* title, std::vector<at::Tensor> inputs,
+           std::vector<at::Tensor> outputs, uint64_t sequence)
+    : c10d::Work(rank, type, title, std::move(inputs)),
+      engine_(engine),
+      outputs_(std::move(outputs)),
+      sequence_(sequence) {}
+
+void Work::submit(std::shared_ptr<Operation> operation, bool awaited) {
+    operation_ = std::move(operation);
+    auto self = c10::intrusive_ptr<Work>::reclaim_copy(this);
+    operation_->on_end = [self] {
+        if (self->recordFunctionEndCallback_) self->recordFunctionEndCallback_();
+        std::lock_guard lock(self->future_mutex_);
+        self->ended_ = true;
+        return static_cast<bool>(self->future_);
+    };
+    operation_->completed = [self] { self->complete_future(self->future_); };
+    engine_.submit(operation_, awaited);
+    if (awaited) engine_.wait(*operation_);
+}
+
+bool Work::isCompleted() { return operation_->done(); }
+
+bool Work::isSuccess() const { return operation_->done() && !operation_->error(); }
+
+std::exception_ptr Work::exception() const {
+    return operation_->done() ? as_torch_error(operation_->error()) : nullptr;
+}
+
+int Work::sourceRank() const { return source ? *source : c10d::Work::sourceRank(); }
+
+std::vector<at::Tensor> Work::result() { return outputs_; }
+
+bool Work::wait(std::chrono::milliseconds timeout) {
+    if (!engine_.wait(*operation_, timeout)) {
+        TORCH_CHECK_WITH(DistBackendError, false, "pneumo: ", c10d::opTypeToString(retrieveOpType()), ", number ",
+                         sequence_, " of its group, is not done after ", timeout.count(), " ms");
+    }
+    if (auto error = exception()) std::rethrow_exception(error);
+    return true;
+}
+
+void Work::abort() { TORCH_CHECK(false, "pneumo: one Work cannot be aborted, only its process group"); }
+
+c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
+    bool ended = false;
+    {
+        std::lock_guard lock(future_mutex_);
+        if (future_) return future_;
+        future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+        ended = ended_;
+    }
+    if (ended) {
+        engine_.wait(*operation_);  // its end is a matter of instructions
+        complete_future(future_);
+    }
+    return future_;
+}
+
+void Work::complete_future(const c10::intrusive_ptr<c10::ivalue::Future>& future) const {
+    if (operation_->error()) {
+        future->setError(as_torch_error(operation_->error()));
+    } else {
+        future->markCompleted(c10::IValue(outputs_));
+    }
+}
+
+}  // namespace pneumo

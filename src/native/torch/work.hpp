@@ -1,0 +1,47 @@
+#pragma once
+
+#include <torch/csrc/distributed/c10d/Work.hpp>
+
+#include "../core/engine.hpp"
+
+namespace pneumo {
+
+/// c10d's handle of one operation. Its Future is made only when somebody asks for it.
+class Work final : public c10d::Work {
+   public:
+    Work(Engine& engine, int rank, c10d::OpType type, const char* title, std::vector<at::Tensor> inputs,
+         std::vector<at::Tensor> outputs, uint64_t sequence);
+
+    /// Give the operation over to the engine; `awaited`: wait here until it is done.
+    void submit(std::shared_ptr<Operation> operation, bool awaited);
+
+    bool isCompleted() override;
+    bool isSuccess() const override;
+    std::exception_ptr exception() const override;
+    int sourceRank() const override;
+    std::vector<at::Tensor> result() override;
+    void synchronize() override { wait(); }
+    bool wait(std::chrono::milliseconds timeout = kNoTimeout) override;
+    void abort() override;
+    c10::intrusive_ptr<c10::ivalue::Future> getFuture() override;
+    uint64_t getSequencenumber() const override { return sequence_; }
+    std::chrono::milliseconds getTimeout() const override { return operation_->timeout(); }
+
+    std::shared_ptr<int> source;  // of a receive, set by it
+
+   private:
+    void complete_future(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;
+
+    Engine& engine_;
+    std::shared_ptr<Operation> operation_;
+    std::vector<at::Tensor> outputs_;
+    const uint64_t sequence_;
+    std::mutex future_mutex_;
+    c10::intrusive_ptr<c10::ivalue::Future> future_;
+    bool ended_ = false;  // guarded by future_mutex_
+};
+
+/// An operation's error as c10d and Python know it.
+std::exception_ptr as_torch_error(const std::exception_ptr& error);
+
+}  // namespace pneumo
