@@ -1,24 +1,34 @@
 """Under mpirun: the first 20 steps of every backend on the first k ranks, and prints the losses as JSON.
 
-Arguments: the numbers of ranks, with commas; the global batch; the number of images (a remainder: a short batch).
+Arguments: the numbers of ranks, with commas; the global batch; the number of images (a remainder: a short batch); and
+the comms of ddp and fsdp, with commas. With nccl all runs are on GPUs, one a rank.
 """
 
 import json
 import os
 import sys
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from pneumo import process
+from pneumo.backends import COMMS
 from pneumo.config import Study
 from pneumo.data.split import Split
-from pneumo.plan import make_plan
+from pneumo.plan import Plan, make_plan
 from pneumo.world import World
 
+if TYPE_CHECKING:
+    import torch
+
+    from pneumo.train import Training
+
 STEPS = 20
+ON_GPUS = ("serial", "ddp", "fsdp")  # Horovod is built for MPI, which takes no tensors of a GPU
+State = Mapping[str, "torch.Tensor"]
 
 
 @dataclass
@@ -39,45 +49,86 @@ class Pictures:
         return pictures
 
 
-def run(world: World, ranks: tuple[int, ...], batch: int, count: int) -> dict[str, Any]:
-    """Train all backends and return, on rank 0, the global loss of each step and the answers, by run."""
+def lay_out(world: World, study: Study) -> Plan:
+    """Plan the runs, and make the communicators that they need; collective."""
+    gpus = world.size if study.comm == ("nccl",) else 0
+    plan = make_plan(study, world_size=world.size, cores=len(world.cores), local_size=world.size, gpus=gpus)
+    for k in sorted({r.ranks for r in plan.runs}):
+        world.first(k)
+    return plan
+
+
+def repeatable_on_gpus() -> None:
+    """Compute in whole float32 and in one order: TF32, which convolutions use by default, has 10 bits of mantissa."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
+def run(world: World, ranks: tuple[int, ...], batch: int, count: int, comms: tuple[str, ...]) -> dict[str, Any]:
+    """Train all backends; returns, on rank 0, what `look` found of each run, by its backend, comm and ranks."""
     from pneumo.comm.groups import Groups
     from pneumo.train import Training
 
-    study = Study(ranks=ranks, global_batch=batch, size=32, threads=1)
-    plan = make_plan(study, world_size=world.size, cores=len(world.cores), local_size=world.size, gpus=0)
+    study = Study(ranks=ranks, global_batch=batch, size=32, threads=1, comm=comms)
+    if comms == ("nccl",):
+        study = replace(study, backends=ON_GPUS)
+        repeatable_on_gpus()
+    plan = lay_out(world, study)
     store: Any = Pictures(count)
     held = np.arange(count - 11, count)
     split = Split(np.arange(count - 11), held[:4], held)
-    wanted = sorted({(r.comm, r.ranks) for r in plan.runs if r.comm == "gloo"})
-    for k in sorted({r.ranks for r in plan.runs}):
-        world.first(k)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    wanted = sorted({(r.comm, r.ranks) for r in plan.runs if r.comm in COMMS})
+    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     groups = Groups(world.comm, address=world.share(world.address), wanted=wanted)
     found: dict[str, Any] = {}
+    serial = first_state(study)
     for training in [Training(r, study, store, split, world, groups) for r in plan.runs]:
         with training.awake():
             if training.active:
-                blocks = training.comm.gather(training.advance(0, STEPS, warmup=False))
-                _, answers = training.evaluate(0)
-                gathered = training.comm.gather(answers["validate"])
-                state = {name: float(value.double().abs().sum()) for name, value in training.full_state().items()}
-                if training.comm.rank == 0:
-                    losses = [[b.steps[i] for b in blocks] for i in range(STEPS)]
-                    scores = dict(pair for p, s in gathered for pair in zip(p.tolist(), s.tolist(), strict=True))
-                    found[f"{training.run.backend}-{training.run.ranks}"] = {
-                        "losses": [
-                            sum((r["loss"] or 0) * r["images"] for r in rows) / sum(r["images"] for r in rows)
-                            for rows in losses
-                        ],
-                        "images": [sum(r["images"] for r in rows) for rows in losses],
-                        "answers": [scores[i] for i in held.tolist()],
-                        "collectives": len(blocks[0].collectives),
-                        "state": state,
-                    }
+                seen, state = look(training, held, serial)
+                serial = state if training.run.backend == "serial" else serial
+                found[f"{training.run.backend}-{training.run.comm}-{training.run.ranks}"] = seen
         training.close()
     groups.close()
     return found
+
+
+def first_state(study: Study) -> State:
+    """The parameters that every training starts with."""
+    import torch
+
+    from pneumo import models
+
+    torch.manual_seed(study.seed)
+    return models.load(study.model)(study.size, study.learning_rate).build().state_dict()
+
+
+def look(training: "Training", held: Any, reference: State) -> tuple[dict[str, Any], State]:
+    """Train and evaluate one run, on its ranks; returns what is compared, whole on rank 0, and the trained state.
+
+    The state is compared here, tensor by tensor, since it is large: `state` has the distance of each from the
+    reference (serial's, for serial the one at the start), as a fraction of the reference's length.
+    """
+    import torch
+
+    blocks = training.comm.gather(training.advance(0, STEPS, warmup=False)) or ()
+    answers = training.comm.gather(training.evaluate(0)[1]["validate"]) or ()
+    steps = list(zip(*(block.steps for block in blocks), strict=True))  # none but on rank 0, as all below
+    images = [sum(row["images"] for row in rows) for rows in steps]
+    losses = [sum((row["loss"] or 0) * row["images"] for row in rows) for rows in steps]
+    scores = dict(pair for p, s in answers for pair in zip(p.tolist(), s.tolist(), strict=True))
+    state = {name: value.detach().cpu().clone() for name, value in training.full_state().items()}
+    distance = {n: float(torch.dist(v, reference[n]) / reference[n].norm()) for n, v in state.items()}
+    seen = {
+        "images": images,
+        "losses": [total / count for total, count in zip(losses, images, strict=True)],
+        "answers": [scores.get(i) for i in held.tolist()],
+        "collectives": sum(len(block.collectives) for block in blocks),
+        "state": distance,
+    }
+    return seen, state
 
 
 if __name__ == "__main__":
@@ -85,6 +136,7 @@ if __name__ == "__main__":
     process.stay_offline()
     process.limit_threads(1)
     with World.start() as the_world:
-        result = run(the_world, tuple(map(int, sys.argv[1].split(","))), int(sys.argv[2]), int(sys.argv[3]))
+        numbers = tuple(map(int, sys.argv[1].split(",")))
+        result = run(the_world, numbers, int(sys.argv[2]), int(sys.argv[3]), tuple(sys.argv[4].split(",")))
         if the_world.rank == 0:
             print("RESULT " + json.dumps(result))

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -244,11 +245,27 @@ def encrypted() -> dict[str, Any]:
 
 
 def asleep() -> dict[str, Any]:
-    """Wait a second for rank 0, and measure the processor time that it takes."""
+    """Wait a second for rank 0, and measure which share of a core that takes."""
     collective.wait_for_all(COMM)
-    begin_s = time.process_time()
+    begin_s, begin_cpu_s = time.monotonic(), time.process_time()
     collective.from_first(COMM, lambda: time.sleep(1.0))
-    return {"cpu_s": time.process_time() - begin_s}
+    return {"cores": (time.process_time() - begin_cpu_s) / (time.monotonic() - begin_s)}
+
+
+def held() -> dict[str, Any]:
+    """Have another process prune the cache, as if everything in it were old, while this one uses its store."""
+    abandoned = CACHE / "store-abandoned"
+    store = make()
+    if COMM.rank == 0:
+        abandoned.mkdir()
+        for folder in (abandoned, store.path):
+            os.utime(folder, (1, 1))
+        code = (
+            "import sys, pathlib; from pneumo.data import cache; cache.KEPT = 0; cache.prune(pathlib.Path(sys.argv[1]))"
+        )
+        subprocess.run([sys.executable, "-c", code, str(CACHE)], check=True)
+    COMM.Barrier()
+    return {"mine": store.path.exists(), "abandoned": abandoned.exists()}
 
 
 def abort(*error: Any) -> None:

@@ -176,6 +176,11 @@ def test_error_of_one_rank_is_one_sentence_on_all(mpirun: Launcher, tmp_path: Pa
         assert line["good"] == 10
 
 
+def test_a_store_in_use_outlives_the_pruning_of_another_run(mpirun: Launcher, tmp_path: Path, data: Path) -> None:
+    for line in lines(mpirun(2, file=JOB, args=["held", tmp_path / "cache", data])):
+        assert (line["mine"], line["abandoned"]) == (True, False)
+
+
 def test_cluster_talks_to_nobody_without_its_certificate(mpirun: Launcher, tmp_path: Path) -> None:
     found = lines(mpirun(2, file=JOB, args=["encrypted", tmp_path]))[0]["found"]
     assert len(found) == 3
@@ -187,7 +192,7 @@ def test_cluster_talks_to_nobody_without_its_certificate(mpirun: Launcher, tmp_p
 
 def test_waiting_ranks_sleep(mpirun: Launcher, tmp_path: Path) -> None:
     for line in lines(mpirun(3, file=JOB, args=["asleep", tmp_path])):
-        assert line["cpu_s"] < 0.25
+        assert line["cores"] < 0.05, "a rank that spins takes a whole core, or its turn of one"
 
 
 def test_sample_is_generated_once_and_again_where_it_was_changed(mpirun: Launcher, tmp_path: Path) -> None:

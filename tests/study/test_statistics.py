@@ -70,6 +70,20 @@ def test_interval_covers_what_it_states() -> None:
     assert covered == pytest.approx(0.96875, abs=4 * math.sqrt(0.969 * 0.031 / 4000))
 
 
+@given(st.lists(finite, min_size=6, max_size=40))
+@settings(deadline=None, max_examples=40)
+def test_median_and_its_interval_against_numpy_and_scipy(values: list[float]) -> None:
+    found, theirs = s.median(values), stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    assert found.value == np.median(values)
+    assert (found.low, found.high, found.kind) == (theirs.low, theirs.high, "interval")
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_a_median_of_few_blocks_has_their_range(n: int) -> None:
+    found = s.median([5.0] + [1.0] * (n - 1))
+    assert (found.kind, found.low, found.high) == ("range", 1.0 if n > 1 else 5.0, 5.0)
+
+
 @pytest.mark.parametrize(
     ("ratios", "verdict"),
     [

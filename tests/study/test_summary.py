@@ -11,6 +11,7 @@ import pytest
 import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from pneumo.study import breakdown
 from pneumo.study.results import load_run, load_table
@@ -45,6 +46,13 @@ def test_a_block_lasts_from_the_first_begin_to_the_last_end(tmp_path: Path) -> N
     assert (row.time_s.median, row.time_s.low, row.time_s.high) == pytest.approx((0.75, 0.5, 1.0), abs=1e-8)
     assert (row.blocks, row.steps, row.images, row.warmup_steps) == (6, 24, 24 * 32, 3)
     assert row.images_per_s == pytest.approx(24 * 32 / 4.5)
+
+
+def test_the_time_of_a_block_is_a_median(tmp_path: Path) -> None:
+    """One block that somebody else has slowed down does not move it, as it would a mean or a pseudo-median."""
+    lengths = {0: times(1.0, 1.1, 1.2, 1.3, 1.4, 9.0, 1.0)}
+    time_s = summarize(synthetic.write_result(tmp_path, [SERIAL], lengths=lengths)).rows[0].time_s
+    assert (time_s.median, time_s.low, time_s.high) == pytest.approx((1.2, 1.0, 9.0), abs=1e-8)
 
 
 def test_speedup_is_the_ratio_within_blocks(tmp_path: Path) -> None:
@@ -190,6 +198,19 @@ def test_quality_of_equal_trainings_agrees_and_is_tested(result: Path) -> None:
             assert row.mcnemar_p == 1.0
             assert row.auc_difference is not None
             assert row.auc_difference.low <= row.auc_difference.estimate <= row.auc_difference.high
+
+
+@pytest.mark.parametrize(("data", "prevalence"), [(None, 6012 / 26684), ("rsna", 0.31)])
+def test_predictive_values_are_also_given_at_a_natural_prevalence(
+    tmp_path: Path, data: str | None, prevalence: float
+) -> None:
+    facts = structs.replace(synthetic.run_file().data, natural_prevalence=0.31 if data else 0.5)
+    path = synthetic.write_result(tmp_path, [SERIAL], config={"data": data}, data=facts)
+    m = {name: value or 0 for name, value in summarize(path).rows[0].metrics.items()}
+    assert m["natural_prevalence"] == prevalence
+    true, false = prevalence * m["sensitivity"], (1 - prevalence) * (1 - m["specificity"])
+    assert m["ppv_natural"] == pytest.approx(true / (true + false))
+    assert m["ppv_natural"] < m["ppv"] - 0.05
 
 
 def test_a_worse_training_is_told_apart(tmp_path: Path) -> None:

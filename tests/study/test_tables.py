@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import synthetic
+from msgspec import structs
 from rich.console import Console
 
 from pneumo.study.cells import decimals
@@ -26,7 +27,7 @@ def lines_of(text: str, title: str) -> list[str]:
     return text[text.index(title) :].split("\n\n")[0].splitlines()
 
 
-def test_everything_is_there_in_a_hundred_columns(screen: Console, tmp_path: Path) -> None:
+def test_everything_is_there_in_120_columns(screen: Console, tmp_path: Path) -> None:
     path = synthetic.write_result(tmp_path, absent=[("horovod", "mpi", n, WHY) for n in (2, 4)])
     text = printed(screen, path)
     for word in ("Comparison: main", "Where each rank's time went", "Quality on validation", "by view, sex and age"):
@@ -36,7 +37,28 @@ def test_everything_is_there_in_a_hundred_columns(screen: Console, tmp_path: Pat
     assert "\x1b" not in text
     assert "\r" not in text
     table = [line for line in text.splitlines() if not line.startswith("Results:")]
-    assert max(map(len, table)) <= 100
+    assert max(map(len, table)) <= 120
+
+
+def test_times_and_ratios_have_their_limits(screen: Console, tmp_path: Path) -> None:
+    lengths = {0: dict.fromkeys(range(6), 10**9), 1: {i: (5 + i) * 10**8 for i in range(6)}}
+    runs = [("serial", "none", 1, 1), ("ddp", "gloo", 2, 1)]
+    lines = lines_of(printed(screen, synthetic.write_result(tmp_path, runs, lengths=lengths)), "Comparison")
+    row = next(line for line in lines if line.startswith("ddp"))
+    assert re.search(r"0\.750 0\.500-1\.000 .* 1\.\d\d 1\.00-2\.00 .* 0\.\d\d 0\.50-1\.00 ", row), row
+
+
+@pytest.mark.parametrize(
+    ("data", "said"), [(None, "22.5 % of RSNA's patients"), ("rsna", "31.0 % of all the data's images")]
+)
+def test_the_natural_prevalence_is_not_the_samples(
+    screen: Console, tmp_path: Path, data: str | None, said: str
+) -> None:
+    facts = structs.replace(synthetic.run_file().data, natural_prevalence=0.31)
+    path = synthetic.write_result(tmp_path, [("serial", "none", 1, 1)], config={"data": data}, data=facts)
+    text = " ".join("\n".join(lines_of(printed(screen, path), "Quality on validation")).split())
+    assert said in text
+    assert ("images, not persons" in text) == (data is not None)
 
 
 def test_more_ranks_than_cores_is_said(screen: Console, tmp_path: Path) -> None:
@@ -61,9 +83,7 @@ def test_the_majority_rate_stands_beside_the_accuracy(screen: Console, tmp_path:
     )
 
 
-@pytest.mark.parametrize(
-    ("blocks", "said"), [(3, "only the range of the blocks"), (6, "95 % interval (Hodges-Lehmann")]
-)
+@pytest.mark.parametrize(("blocks", "said"), [(3, "only the range of the blocks"), (6, "95 % interval (of the median")])
 def test_a_range_is_called_a_range(screen: Console, tmp_path: Path, blocks: int, said: str) -> None:
     text = "\n".join(lines_of(printed(screen, synthetic.write_result(tmp_path, blocks=blocks)), "Comparison"))
     assert said in text

@@ -75,9 +75,8 @@ def write_pictures(paths: Sequence[Path], folder: Path, size: int, json: Path | 
             raise Refused(
                 f"{paths[names.index(path.stem)]} and {path} would both become {path.stem}.png: give one of them"
             )
-    import cv2
-
     from pneumo.data.dicom import RADIOGRAPHS, Undecodable, quiet_decoders, read_grey, resize
+    from pneumo.data.opencv import cv2
 
     outcomes = []
     with _writing(folder), quiet_decoders():

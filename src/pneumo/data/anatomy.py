@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from pneumo.data.opencv import cv2
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]

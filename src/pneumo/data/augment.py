@@ -24,7 +24,7 @@ def augment(picture: npt.NDArray[np.uint8], key: tuple[int, int, str]) -> npt.ND
 
     The result depends on the picture and the key, and on no rank, order of calls, thread or global random state.
     """
-    import cv2
+    from pneumo.data.opencv import cv2
 
     digest = hashlib.blake2b(repr(key).encode(), digest_size=36).digest()
     pipeline = _pipeline()

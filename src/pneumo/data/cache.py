@@ -2,7 +2,8 @@
 
 What is made is made in a staging folder and renamed into place when it is complete, so whatever has its final name is
 complete. A staging folder carries its owner's host and process in its name and a file that the owner keeps locked;
-later runs remove those whose owner is gone.
+later runs remove those whose owner is gone. Of what is complete the KEPT of each kind that were used last stay; of the
+others those go that nobody has used for a day and no process holds. Without locks nobody can tell, and all stay.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from typing import Final
 from pneumo.data.store import synchronize
 from pneumo.errors import Refused
 
+KEPT: Final = 8
+KINDS: Final = ("sample", "store")
 _PREFIX: Final = ".staging-"
 _OWNER: Final = "owner"
 _HOUR_S: Final = 3600.0
+_held: Final[list[int]] = []  # folders that are open, and so locked, for the life of this process
 
 
 def prepare(cache: Path) -> None:
@@ -53,7 +57,7 @@ def require_space(cache: Path, needed_bytes: int, purpose: str) -> None:
 @contextlib.contextmanager
 def staging(cache: Path) -> Iterator[Path]:
     """Give a new folder in the cache to build in; it is removed at the end, unless the process is killed."""
-    folder = cache / f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    folder = _staging_folder(cache)
     folder.mkdir()
     try:
         with (folder / _OWNER).open("x") as lock:
@@ -61,6 +65,10 @@ def staging(cache: Path) -> Iterator[Path]:
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _staging_folder(cache: Path) -> Path:
+    return cache / f"{_PREFIX}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def publish(built: Path, target: Path, is_sound: Callable[[Path], bool]) -> None:
@@ -82,6 +90,51 @@ def discard(folder: Path, staged: Path) -> None:
     """Take a damaged folder out of the cache; it goes with the staging folder."""
     with contextlib.suppress(FileNotFoundError):  # another run has found it too
         folder.rename(staged / f"unsound-{folder.name}")
+
+
+def hold(folder: Path) -> None:
+    """Keep a folder of the cache from being removed until this process ends, and note its use; call before reading it.
+
+    Nothing happens if there is no such folder.
+    """
+    with contextlib.suppress(OSError):  # not there, or on a file system without locks, where nothing is removed
+        while True:
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            if os.path.samestat(os.fstat(handle), os.stat(folder)):
+                break
+            os.close(handle)  # it was removed meanwhile, and made again
+        _held.append(handle)
+        os.utime(folder)
+
+
+def prune(cache: Path) -> None:
+    """Remove samples and stores that have not been used for long; never one that is held."""
+    for kind in KINDS:
+        used_s = {folder: _used_s(folder) for folder in cache.glob(f"{kind}-*")}
+        for folder in sorted(used_s, key=used_s.__getitem__, reverse=True)[KEPT:]:
+            if time.time() - used_s[folder] > 24 * _HOUR_S:
+                with contextlib.suppress(OSError):
+                    _remove_unless_held(folder)
+
+
+def _used_s(folder: Path) -> float:
+    try:
+        return folder.stat().st_mtime
+    except OSError:
+        return 0.0  # another run is removing it
+
+
+def _remove_unless_held(folder: Path) -> None:
+    """Remove a folder under the lock that whoever holds it shares; raises OSError if that lock cannot be had."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        gone = _staging_folder(folder.parent)  # what a killed run leaves of it is removed by the next
+        folder.rename(gone)
+    finally:
+        os.close(handle)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _is_stale(folder: Path) -> bool:

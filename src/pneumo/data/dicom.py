@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pydicom
@@ -43,6 +42,7 @@ from pydicom.uid import (
 )
 
 from pneumo.data import codestream, lut
+from pneumo.data.opencv import cv2
 from pneumo.errors import PneumoError
 
 Picture = npt.NDArray[np.uint8]

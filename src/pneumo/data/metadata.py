@@ -76,7 +76,7 @@ def age_band(age: int | None) -> str:
 
 
 def class_of(subject: Subject) -> str:
-    """Return a subject's class; where there is no table of classes, what its label alone says."""
+    """Return a subject's class; where no table of classes tells it, what its label alone says."""
     return subject.detailed or (CLASSES[-1] if subject.label else f"No {CLASSES[-1]}")
 
 

@@ -62,10 +62,13 @@ def preprocess(config: DataConfig, comm: Intracomm, *, interface: str | None, re
     else:
         root, fingerprint = config.data, source.fingerprint(config.data, comm, report)
     folder = config.cache / f"store-{source.cache_key(comm, fingerprint, sizes, store.FORMAT)}"
+    cache.hold(folder)
     if not _is_complete(folder, comm):
         _build(root, folder, fingerprint, sizes, comm, interface, report)
+        cache.hold(folder)
     opened = collective.gather(comm, lambda: Store.open(folder))[comm.rank]
     collective.from_first(comm, lambda: _accept(opened, config.strict))
+    collective.from_first(comm, lambda: cache.prune(config.cache))
     return opened
 
 

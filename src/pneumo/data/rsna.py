@@ -39,7 +39,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Patient:
-    """A labelled image: `label` 1 with a lung opacity, else 0; boxes are x, y, width, height in its pixels."""
+    """A labelled image: `label` 1 with a lung opacity, else 0; boxes are x, y, width, height in its pixels.
+
+    `detailed` is one of CLASSES, None where no table tells it.
+    """
 
     patient_id: str
     label: int
@@ -66,21 +69,22 @@ def read_tables(root: Path) -> tuple[list[Patient], list[Quarantined]]:
     """Return the patients of a data folder whose rows are sound, in the label table's order, and the others.
 
     Looks at tables and file names only: missing_image, no_label, label_without_box, not_a_number and empty_box are
-    found here, what is inside a file by `inspect`. The table of classes may be missing (`detailed` is None then).
+    found here, what is inside a file by `inspect`. The table of classes may be missing, or lack patients, as RSNA's own
+    lacks 79 (`detailed` is None then); where it contradicts the labels or itself, that is no_label.
     Raises Refused if the folder, its images or the label table are missing, or a table cannot be read.
     """
     files = _images(root)
     rows = _grouped(root / LABELS, ("patientId", *COORDINATES, "Target"))
     if not rows:
         raise Refused(f"{root / LABELS} holds no row: give a folder with labelled patients")
-    classes = _grouped(root / DETAILS, ("patientId", "class")) if (root / DETAILS).is_file() else None
+    classes = _grouped(root / DETAILS, ("patientId", "class")) if (root / DETAILS).is_file() else {}
     patients, quarantine = [], []
     for patient_id, found in rows.items():
         file = files.get(patient_id)
         name = f"{IMAGES}/{file.name if file else patient_id + '.dcm'}" if patient_id else ""
         try:
             label, boxes = _label(patient_id, found)
-            detailed = None if classes is None else _detailed(classes.get(patient_id, []), label)
+            detailed = _detailed(classes.get(patient_id, ()), label)
             if file is None:
                 raise _Unsound("missing_image", "no such file")
             patients.append(Patient(patient_id, label, detailed, boxes, file))
@@ -213,11 +217,11 @@ def _box(row: dict[str, str]) -> Box:
     return x, y, width, height
 
 
-def _detailed(rows: Sequence[dict[str, str]], label: int) -> str:
-    """Return the one class that all rows of a patient give and that fits its label, or raise _Unsound."""
+def _detailed(rows: Sequence[dict[str, str]], label: int) -> str | None:
+    """Return the one class that a patient's rows give, None without rows; raise _Unsound unless it fits the label."""
     names = {row["class"] for row in rows}
     if not names:
-        raise _Unsound("no_label", f"no row in {DETAILS}")
+        return None
     if len(names) > 1:
         raise _Unsound("no_label", f"several classes in {DETAILS}")
     name = names.pop()

@@ -8,7 +8,6 @@ Everything about a patient comes from (seed, index) alone: any split of the rang
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 from pydicom import config as pydicom_config
 from pydicom.dataelem import DataElement
@@ -18,6 +17,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, JPEGBaseline8Bit, SecondaryCaptureImageStorage
 
 from pneumo.data.anatomy import Looks, Opacity, draw
+from pneumo.data.opencv import cv2
 from pneumo.data.patients import ABNORMAL, OPACITY, Person, SampleConfig, person, stream
 
 __all__ = ["SampleConfig", "picture", "plan", "write_patients", "write_tables"]

@@ -44,6 +44,7 @@ def sample_folder(config: SampleConfig, folder: Path, comm: Intracomm, report: R
     def note(path: Path) -> str | None:
         return (path / "fingerprint").read_text() if (path / "fingerprint").is_file() else None
 
+    cache.hold(root)
     expected = collective.from_first(comm, lambda: note(root))
     if expected is not None:
         found = fingerprint(root, comm, report)
@@ -62,6 +63,7 @@ def sample_folder(config: SampleConfig, folder: Path, comm: Intracomm, report: R
             cache.publish(staged / "sample", root, lambda path: note(path) == made)
 
         collective.from_first(comm, publish)
+    cache.hold(root)
     return root, made
 
 

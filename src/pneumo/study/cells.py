@@ -91,11 +91,11 @@ def decimals(values: Sequence[float]) -> int:
     return next((digits for digits, limit in ((4, 0.1), (3, 1), (2, 10), (1, 100)) if least < limit), 0)
 
 
-def spread(value: Spread | None) -> str:
+def spread(value: Spread | None, digits: int | None = None) -> str:
     """An estimate and its limits, the estimate alone where they coincide (a reference against itself)."""
     if value is None:
         return NOTHING
-    digits = 2 if value.high < 10 else 1
+    digits = (2 if value.high < 10 else 1) if digits is None else digits
     limits = f" {value.low:.{digits}f}-{value.high:.{digits}f}"
     return f"{value.median:.{digits}f}" + (" " * len(limits) if value.low == value.high else limits)
 

@@ -11,12 +11,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from pneumo.study.schema import Subgroup
+from pneumo.study.schema import RunFile, Subgroup
 from pneumo.study.statistics import bootstrap_counts, bootstrap_mean, delong, wilson
 
 # Scores closer than this are one score: the same training differs by less between backends (sums in another order).
 RESOLUTION = 1e-4
 MIN_SUBGROUP = 20
+# The patients with a lung opacity among all 26,684 of the RSNA challenge's training set (its class table, stage 2).
+RSNA_PREVALENCE = 6_012 / 26_684
 AGE_GROUPS = ((0, 17, "under 18"), (18, 39, "18 to 39"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 999, "80 up"))
 
 Array = NDArray[Any]
@@ -69,6 +71,20 @@ def youden_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
     return float((s[gap] + s[gap + 1]) / 2)
 
 
+def is_sample(run: RunFile) -> bool:
+    """Whether a result is about the built-in sample and not about a folder of data."""
+    return run.config.get("data") is None
+
+
+def natural_prevalence(run: RunFile) -> float:
+    """The share of positives for `ppv_natural` and `npv_natural`: RSNA's for the sample, else that of all sound images.
+
+    Half of the sample is positive by construction, which is nobody's prevalence; the rest of it is drawn like RSNA's.
+    A balanced subset of a data folder leaves that folder's own share as it is.
+    """
+    return RSNA_PREVALENCE if is_sample(run) else run.data.natural_prevalence
+
+
 @dataclass(frozen=True, slots=True)
 class Quality:
     """The metrics of one run on its validation part; an undefined one (0/0) is None and has no interval."""
@@ -101,8 +117,8 @@ def quality(
 ) -> Quality:
     """All metrics of a binary classifier at a threshold; labels 0 or 1 and scores in [0, 1], both (n,), n > 0.
 
-    PPV and NPV are given as found and, by Bayes, at the prevalence of the whole data set. Intervals: Wilson for
-    proportions, DeLong for the AUC, a bootstrap with this seed for the rest.
+    PPV and NPV are given as found and, by Bayes, at the natural prevalence. Intervals: Wilson for proportions, DeLong
+    for the AUC, a bootstrap with this seed for the rest.
     """
     truth, s = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
     says = s >= threshold
@@ -111,7 +127,7 @@ def quality(
     tn, fn = n - positives - fp, positives - tp
     metrics: dict[str, int | float | None] = {"n": n, "positives": positives, "threshold": float(threshold)}
     intervals: dict[str, tuple[float, float]] = {}
-    metrics["majority"] = max(positives, n - positives) / n
+    metrics |= {"natural_prevalence": natural_prevalence, "majority": max(positives, n - positives) / n}
     proportions = {"accuracy": (tp + tn, n), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp)}
     for name, (k, of) in (proportions | {"ppv": (tp, tp + fp), "npv": (tn, tn + fn)}).items():
         metrics[name] = k / of if of else None
@@ -128,8 +144,7 @@ def quality(
         with np.errstate(invalid="ignore", divide="ignore"):
             value = float(function(np.array(counts, dtype=np.float64)))
         metrics[name] = value if np.isfinite(value) else None
-        interval = bootstrap_counts(counts, function, seed=seed)
-        if metrics[name] is not None and interval is not None:
+        if np.isfinite(value) and (interval := bootstrap_counts(counts, function, seed=seed)) is not None:
             intervals[name] = interval
     error = (s - truth) ** 2
     metrics["brier"], intervals["brier"] = float(error.mean()), bootstrap_mean(error, seed=seed)

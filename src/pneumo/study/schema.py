@@ -54,7 +54,11 @@ class Part(_Strict, frozen=True, kw_only=True):
 
 
 class DataFacts(_Strict, frozen=True, kw_only=True):
-    """The data of a study: counts, the parts of the split, and what was left out and why (counts by reason)."""
+    """The data of a study: counts, the parts of the split, and what was left out and why (counts by reason).
+
+    `natural_prevalence` is the share of positives among all sound images, before any balancing. The built-in sample
+    has none of its own: metrics are formed at RSNA's (see `metrics.natural_prevalence`).
+    """
 
     images: int
     patients: int
@@ -89,7 +93,11 @@ class RunFile(_Strict, frozen=True, kw_only=True):
 
 
 class Spread(_Strict, frozen=True, kw_only=True):
-    """An estimate with its interval, or with its range where the blocks are too few for an interval."""
+    """An estimate with its interval, or with its range where the blocks are too few for an interval.
+
+    `median` is the blocks' median for a time, and for a ratio the pseudo-median of Hodges and Lehmann: the median of
+    all pairs' (geometric) means.
+    """
 
     median: float
     low: float

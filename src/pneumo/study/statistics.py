@@ -69,6 +69,22 @@ def hodges_lehmann(values: ArrayLike, level: float = LEVEL) -> Estimate:
     return Estimate(centre, float(walsh[cut[0]]), float(walsh[-1 - cut[0]]), cut[1])
 
 
+def median(values: ArrayLike, level: float = LEVEL) -> Estimate:
+    """The median (n,) -> Estimate, with the exact interval between two order statistics or else the range.
+
+    Each value is as likely above the true median as below it, whatever the distribution. From 6 values on for 95 %.
+    Source: Hollander, Wolfe, Nonparametric Statistical Methods, 3.6 (the sign test's interval).
+    """
+    x = np.sort(np.asarray(values, dtype=np.float64))
+    assert x.size > 0, "a median needs values"
+    tail = np.cumsum([math.comb(x.size, k) / 2**x.size for k in range(x.size // 2 + 1)])
+    allowed = int(np.searchsorted(tail, (1 - level) / 2 * (1 + 1e-9), side="right"))
+    if allowed == 0:
+        return Estimate(float(np.median(x)), float(x[0]), float(x[-1]), None)
+    low, high = float(x[allowed - 1]), float(x[-allowed])
+    return Estimate(float(np.median(x)), low, high, float(1 - 2 * tail[allowed - 1]))
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """A ratio of speeds over the blocks that both have, and what can be said of it.

@@ -10,10 +10,10 @@ import numpy as np
 
 from pneumo.study import breakdown
 from pneumo.study.breakdown import Block
-from pneumo.study.metrics import Predictions, quality, subgroups, youden_threshold
+from pneumo.study.metrics import Predictions, natural_prevalence, quality, subgroups, youden_threshold
 from pneumo.study.results import load_run, load_table, write_json
 from pneumo.study.schema import AucDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
-from pneumo.study.statistics import Estimate, compare, delong_difference, hodges_lehmann, mcnemar
+from pneumo.study.statistics import Estimate, compare, delong_difference, mcnemar, median
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +122,7 @@ def _row(
     run: RunFile, timing: Timing, reference: Timing | None, answers: Mapping[int, Answers], first: int | None
 ) -> Row:
     entry = timing.entry
-    time = hodges_lehmann([block.seconds for block in timing.blocks.values()])
+    time = median([block.seconds for block in timing.blocks.values()])
     return Row(
         run=entry.run,
         model=entry.model,
@@ -209,7 +209,7 @@ def _quality(run: RunFile, ours: Answers | None, theirs: Answers | None) -> dict
     """The fields of a row about quality; `theirs` are the serial reference's answers, None for itself."""
     if ours is None:
         return {"metrics": {}, "intervals": {}}
-    part, prevalence = ours.validate, run.data.natural_prevalence
+    part, prevalence = ours.validate, natural_prevalence(run)
     measured = quality(part.label, part.score, threshold=ours.threshold, natural_prevalence=prevalence)
     found: dict[str, Any] = {"metrics": measured.metrics, "intervals": measured.intervals}
     found["subgroups"] = subgroups(part, ours.threshold)

@@ -1,4 +1,4 @@
-"""The printed tables: comparison, per-rank breakdown, quality; readable in 100 columns by someone new to them."""
+"""The printed tables: comparison, per-rank breakdown, quality; readable in 120 columns by someone new to them."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ from pneumo.study.cells import (
     put,
     spread,
 )
-from pneumo.study.metrics import MIN_SUBGROUP
+from pneumo.study.metrics import MIN_SUBGROUP, is_sample, natural_prevalence
 from pneumo.study.results import load_run
 from pneumo.study.schema import PHASES, Row, RunEntry, RunFile, Summary
 from pneumo.study.summary import summarize
@@ -67,14 +67,14 @@ def show(folder: Path, console: Console | None = None, summary: Summary | None =
 def comparison(run: RunFile, summary: Summary) -> Iterable[RenderableType]:
     """The comparison: time, speed, speedup and efficiency of every run, absent ones marked, and how to read it."""
     table, reasons = new_table(f"Comparison: {run.study}"), list(dict.fromkeys(absent.why for absent in run.absent))
-    add_columns(table, "backend<", "comm<", "ranks x\nthreads", "block\ns", "images\n/s", "speedup\nlow-high")
+    add_columns(table, "backend<", "comm<", "ranks x\nthreads", "block s\nlow-high", "images\n/s", "speedup\nlow-high")
     add_columns(table, "efficiency\nlow-high", "of\nmax", "accu-\nracy %", "AUC")
     second_digits = decimals([row.time_s.median for row in summary.rows])
     image_digits = decimals([row.images_per_s for row in summary.rows])
     for row in summary.rows:
         table.add_row(
             *(row.backend, row.comm, f"{row.ranks} x {row.threads}"),
-            *(number(row.time_s.median, second_digits), number(row.images_per_s, image_digits)),
+            *(spread(row.time_s, second_digits), number(row.images_per_s, image_digits)),
             *(spread(row.speedup), spread(row.efficiency), number(row.attainable, 2)),
             *(percent(row.metrics.get("accuracy")), number(row.metrics.get("auc"), 3)),
         )
@@ -99,22 +99,25 @@ def _how_to_read(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
     if not rows:
         yield "runs", "none has a whole timed block yet"
         return
-    steps = between(round(row.steps / row.blocks) for row in rows)
+    steps = between(steps for row in rows for steps in (row.steps // row.blocks, -(-row.steps // row.blocks)))
+    steps += " step each" if steps == "1" else " steps each"
     yield (
         "block",
-        f"from the first rank's begin to the last rank's end; centre of {between(r.blocks for r in rows)} timed blocks "
-        f"of {steps} steps, the runs in turns; {between(r.warmup_steps for r in rows)} warm-up steps a run not counted",
+        f"from the first rank's begin to the last rank's end: median of {between(r.blocks for r in rows)} timed blocks "
+        f"({steps}), the runs in turns; {between(r.warmup_steps for r in rows)} warm-up steps not counted",
     )
     if any(row.speedup for row in rows):
-        yield "speedup", "against the fastest serial run with as many threads, block by block"
+        yield "speedup", "against the fastest serial run with as many threads a rank, block by block"
         yield "efficiency", "speedup / ranks"
-        resources = "min(ranks, cores)" if {entry.device for entry in run.runs} == {"cpu"} else "ranks"
+        resources = "ranks"
+        if {entry.device for entry in run.runs} == {"cpu"}:
+            resources = "(cores that the run can use / cores that its serial run can use)"
         yield "of max", f"speedup / {resources}: how much of what the hardware allows was reached"
     else:
         yield "speedup", "none, since no serial run is there to compare with"
     ranges = [row for row in rows if row.interval_kind == "range"]
     if len(ranges) < len(rows):
-        yield "low-high", "95 % interval (Hodges-Lehmann, exact signed rank)"
+        yield "low-high", "95 % interval (of the median: sign test; of ratios: Hodges-Lehmann, exact signed rank)"
     if ranges:
         which = "" if len(ranges) == len(rows) else f" for {names_of(ranges)}"
         yield "low-high", f"only the range of the blocks{which}: an interval needs 6 blocks"
@@ -136,7 +139,8 @@ def _shared_cores(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
     if several:
         row = several[0]
         beat = f"one process with {row.threads} threads: what ranks on a node have to beat"
-        yield f"{row.ranks} x {row.threads}", f"{beat} (its efficiency counts processes, not cores)"
+        counted = "compared with serial of fewer threads; its efficiency counts processes, not cores"
+        yield f"{row.ranks} x {row.threads}", f"{beat} ({counted})"
 
 
 def _conditions(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
@@ -163,7 +167,8 @@ def _verdicts(summary: Summary) -> Iterable[tuple[str, str]]:
         for (verdict, more), rows in together.items():
             if verdict == word:
                 blocks = f"block{'s' if more != 1 else ''}"
-                phrases.append(names_of(rows) + (f" (about {more} more {blocks} would decide)" if more else ""))
+                each = "each: " if len(rows) > 1 else ""
+                phrases.append(names_of(rows) + (f" ({each}about {more} more {blocks} would decide)" if more else ""))
         if phrases:
             meaning = {"equivalent": f"as fast as serial within {margin:.0%}", "undecided": "against serial"}
             yield word, f"{meaning.get(word, 'than serial')}: {'; '.join(phrases)}"
@@ -241,12 +246,16 @@ def quality(run: RunFile, summary: Summary) -> Iterable[RenderableType]:
 
 def _about_quality(run: RunFile, rows: Sequence[Row]) -> Iterable[tuple[str, str]]:
     m = rows[0].metrics
-    disjoint = "; no mapping to persons was given, so images, not persons, are disjoint from the training's"
-    of = f"{m['n']} images never trained on, {m['positives']} of them positive"
-    yield "patients", of + (disjoint if run.data.split_by == "image" else "; no person is in two parts")
+    disjoint = "no person is in two parts"
+    if run.data.split_by == "image" and not is_sample(run):
+        disjoint = "no mapping to persons was given, so images, not persons, are disjoint from the training's"
+    yield "patients", f"{m['n']} images never trained on, {m['positives']} of them positive; {disjoint}"
     yield "accuracy", f"always giving the more frequent answer would score {percent(m['majority'])} % (majority rate)"
     yield "threshold", "Youden's J on the calibration part, for each run its own"
-    yield "nat%", f"PPV and NPV at the natural prevalence of {percent(run.data.natural_prevalence)} %"
+    whose = "of all the data's images"
+    if is_sample(run):
+        whose = "of RSNA's patients: half of the sample is positive by construction"
+    yield "nat%", f"PPV and NPV at the natural prevalence, {percent(natural_prevalence(run))} % {whose}"
     yield "low-high", "95 % interval (accuracy Wilson, AUC DeLong)"
     if any(row.mcnemar_p is not None for row in rows):
         yield "p vs serial", "McNemar's exact test of the answers to the same patients; small: they differ"

@@ -1,0 +1,53 @@
+"""A real study, read through pneumo.study: after a whole training every backend answers as the serial run does."""
+
+from pathlib import Path
+
+import pytest
+from harness import Launcher
+
+from pneumo.data.sample import SampleConfig, write_patients, write_tables
+from pneumo.installed import horovod_missing
+from pneumo.study.results import load_run
+from pneumo.study.schema import Summary
+from pneumo.study.summary import summarize
+
+CONFIG = SampleConfig(patients=160, seed=3, size=256)
+BACKENDS = {"ddp", "fsdp", "horovod"} - ({"horovod"} if horovod_missing() else set())
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The result of a small study of all backends on 1, 2 and 3 ranks, five epochs each."""
+    folder = tmp_path_factory.mktemp("study")
+    write_tables(folder / "rsna", CONFIG)
+    write_patients(folder / "rsna", CONFIG, 0, CONFIG.patients)
+    places = ["--data", folder / "rsna", "--out", folder / "out", "--cache", folder / "cache"]
+    flags = ["--size", "32", "--epochs", "5", "--ranks", "1,2,3", "--global-batch", "12", "--threads", "1"]
+    Launcher(folder)(3, module="pneumo.launch", args=[*places, *flags], timeout=280)
+    return (folder / "out" / "main" / "latest").resolve()
+
+
+@pytest.fixture(scope="module")
+def summary(study: Path) -> Summary:
+    """Its summary, made anew from its files."""
+    return summarize(study, write=False)
+
+
+def test_every_run_has_a_row(study: Path, summary: Summary) -> None:
+    assert load_run(study).state == "done"
+    expected = {("serial", 1)} | {(name, ranks) for name in BACKENDS for ranks in (2, 3)}
+    assert {(row.backend, row.ranks) for row in summary.rows} == expected
+
+
+def test_no_accuracy_is_lost_by_going_parallel(summary: Summary) -> None:
+    serial, *parallel = summary.rows
+    assert serial.backend == "serial"
+    assert (serial.metrics["auc"] or 0) > 0.75, "it has learnt, so equal answers say something"
+    assert serial.metrics["n"] == CONFIG.patients / 2
+    for row in parallel:
+        name = f"{row.backend} on {row.ranks}"
+        assert row.metrics["auc"] == pytest.approx(serial.metrics["auc"], abs=0.01), name
+        assert row.mcnemar_p is not None, name
+        assert row.mcnemar_p > 0.05, name
+        assert row.auc_difference is not None, name
+        assert abs(row.auc_difference.estimate) <= 0.01, name
