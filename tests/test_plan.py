@@ -15,14 +15,34 @@ def _with_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "horovod_missing", lambda: None)
 
 
+@pytest.fixture(autouse=True)
+def native_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native layer is built, whether it is on this machine or not."""
+    monkeypatch.setattr(plan, "native_missing", lambda: None)
+
+
 def make(study: Study, size: int = 8, cores: int = 2, gpus: int = 0) -> plan.Plan:
     return plan.make_plan(study, world_size=size, cores=cores, local_size=size, gpus=gpus)
 
 
 def test_the_main_job() -> None:
     found = [(r.backend, r.comm, r.ranks, r.threads) for r in make(Study()).runs]
-    parallel = [(b, c, k, 1) for b, c in (("ddp", "gloo"), ("fsdp", "gloo"), ("horovod", "mpi")) for k in (2, 4, 8)]
-    assert found == [("serial", "none", 1, 1), ("serial", "none", 1, 2), *parallel]
+    comms = [("gloo", (2, 4, 8)), ("pneumo", (2, 8))]  # the second comm at both ends only
+    parallel = [(b, c, k, 1) for b in ("ddp", "fsdp") for c, ranks in comms for k in ranks]
+    horovod = [("horovod", "mpi", k, 1) for k in (2, 4, 8)]
+    assert found == [("serial", "none", 1, 1), ("serial", "none", 1, 2), *parallel, *horovod]
+
+
+def test_a_comm_that_was_asked_for_runs_at_every_number_of_ranks() -> None:
+    runs = make(Study(comm=("gloo", "pneumo"), backends=("ddp",))).runs
+    assert [(r.comm, r.ranks) for r in runs] == [(c, k) for c in ("gloo", "pneumo") for k in (2, 4, 8)]
+
+
+def test_without_the_native_layer_the_main_job_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "native_missing", lambda: "not built")
+    assert {r.comm for r in make(Study()).runs if r.backend in ("ddp", "fsdp")} == {"gloo"}
+    with pytest.raises(Refused, match=r"--comm pneumo is not available here: not built; available: gloo\."):
+        make(Study(comm=("pneumo",)))
 
 
 def test_every_run_has_the_same_global_batch() -> None:
@@ -98,13 +118,13 @@ def test_a_comm_of_the_table_that_is_not_here_is_refused_with_its_reason(monkeyp
     monkeypatch.setitem(plan.COMM_MISSING, "gloo", lambda _ranks, _gpus: "its library was not built")
     with pytest.raises(Refused) as caught:
         make(Study(comm=("gloo",)), size=2, gpus=2)
-    assert str(caught.value) == "--comm gloo is not available here: its library was not built; available: nccl."
+    assert str(caught.value) == "--comm gloo is not available here: its library was not built; available: pneumo, nccl."
 
 
 def test_no_gpu_is_said_in_a_sentence() -> None:
     with pytest.raises(Refused) as caught:
         make(Study(comm=("nccl",)))
-    assert str(caught.value) == "--comm nccl is not available here: no CUDA GPU was found; available: gloo."
+    assert str(caught.value) == "--comm nccl is not available here: no CUDA GPU was found; available: gloo, pneumo."
 
 
 def test_weak_scaling_keeps_the_share_of_a_rank() -> None:
@@ -138,7 +158,7 @@ def test_refusals(study: Study, words: list[str]) -> None:
 
 def test_gpus_choose_nccl() -> None:
     assert {r.comm for r in make(Study(), size=2, gpus=2).runs if r.backend == "ddp"} == {"nccl"}
-    assert {r.comm for r in make(Study(), size=4, gpus=2).runs if r.backend == "ddp"} == {"gloo"}
+    assert {r.comm for r in make(Study(), size=4, gpus=2).runs if r.backend == "ddp"} == {"gloo", "pneumo"}
 
 
 def test_planning_imports_no_torch_so_that_threads_can_be_limited_before_it() -> None:

@@ -72,7 +72,8 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
         assert (mine["comm_ns"].sum() > 0) == (entry["ranks"] > 1)
         ends = (mine["begin_ns"] + mine["wall_ns"]).groupby(mine["block"]).max()
         total_s = (ends - mine["begin_ns"].groupby(mine["block"]).min()).sum() / 1e9
-        row = next(r for r in summary["rows"] if (r["backend"], r["ranks"]) == (entry["backend"], entry["ranks"]))
+        key = ("backend", "comm", "ranks")
+        row = next(r for r in summary["rows"] if all(r[k] == entry[k] for k in key))
         if row["threads"] == entry["threads"]:
             assert row["total_s"] == pytest.approx(total_s, rel=1e-9)
     first = rows["serial", 1]["metrics"]

@@ -192,7 +192,7 @@ def test_cluster_talks_to_nobody_without_its_certificate(mpirun: Launcher, tmp_p
 
 def test_waiting_ranks_sleep(mpirun: Launcher, tmp_path: Path) -> None:
     for line in lines(mpirun(3, file=JOB, args=["asleep", tmp_path])):
-        assert line["cores"] < 0.05, "a rank that spins takes a whole core, or its turn of one"
+        assert line["cores"] < 0.2, "a rank that spins takes a whole core, or its turn of one"
 
 
 def test_sample_is_generated_once_and_again_where_it_was_changed(mpirun: Launcher, tmp_path: Path) -> None:
