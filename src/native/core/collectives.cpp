@@ -263,22 +263,28 @@ Task Group::alltoall(Operation& operation, Call call, std::vector<const void*> i
     const Turn turn(*this);
     const size_t ranks = static_cast<size_t>(size_), me = static_cast<size_t>(rank_);
     const size_t share = tuning_.chunk_bytes / ranks / 64 * 64;
-    // Everybody tells what it sends to whom: the number of rounds follows from the largest message of all.
-    Reached all(*this, arrive(call, in_bytes.data(), ranks * sizeof(size_t)));
+    // Everybody tells what it sends to whom, and what it expects: the number of rounds follows from the largest
+    // message.
+    std::vector<size_t> plans(ranks * 2 * ranks);
+    std::copy(in_bytes.begin(), in_bytes.end(), plans.begin());
+    std::copy(out_bytes.begin(), out_bytes.end(), plans.begin() + size_);
+    Reached all(*this, arrive(call, plans.data(), 2 * ranks * sizeof(size_t)));
     co_await operation.until(all);
     check_calls();
+    for (size_t k = 0; k < ranks; ++k) {
+        std::memcpy(&plans[k * 2 * ranks], announced(static_cast<int>(k)), 2 * ranks * sizeof(size_t));
+    }
     size_t largest = 0;
-    std::vector<size_t> sends(ranks);
-    std::string wrong;
     for (size_t from = 0; from < ranks; ++from) {
-        std::memcpy(sends.data(), announced(static_cast<int>(from)), ranks * sizeof(size_t));
-        for (size_t to = 0; to < ranks; ++to) largest = std::max(largest, sends[to]);
-        if (sends[me] != out_bytes[from]) {
-            wrong = name({static_cast<int>(from)}) + " sends " + std::to_string(sends[me]) + " bytes to " +
-                    name({rank_}) + ", which expects " + std::to_string(out_bytes[from]);
+        for (size_t to = 0; to < ranks; ++to) {
+            const size_t sends = plans[from * 2 * ranks + to], expects = plans[to * 2 * ranks + ranks + from];
+            largest = std::max(largest, sends);
+            if (sends == expects) continue;
+            fail(Error::Kind::MISMATCH, call.text() + ": " + name({static_cast<int>(from)}) + " sends " +
+                                            std::to_string(sends) + " bytes to " + name({static_cast<int>(to)}) +
+                                            ", which expects " + std::to_string(expects));
         }
     }
-    if (!wrong.empty()) fail(Error::Kind::MISMATCH, call.text() + ": " + wrong);
     const Cut cut(largest, 1, share, 1);
     const auto length = [&](size_t round, size_t bytes) {
         return cut.begin(round) < bytes ? std::min(cut.size(round), bytes - cut.begin(round)) : 0;

@@ -67,16 +67,18 @@ bool Engine::wait(Operation& operation, milliseconds timeout) {
     while (!operation.done()) {
         const auto now = Clock::now();
         if (now >= limit) break;
-        if (driving_) {
-            const auto over = [&] { return operation.done() || !driving_; };
+        if (driving_ || stopping_) {
+            const auto over = [&] { return operation.done() || !(driving_ || stopping_); };
             ++wanted_;
             changed_.wait_for(lock, std::min<Clock::duration>(limit - now, std::chrono::seconds(1)), over);
             --wanted_;
+            // A progress thread may have given way for nothing: what this one waited for was done already.
+            if (wanted_ == 0 && pending_ > 0 && !driving_) changed_.notify_all();
             continue;
         }
         driving_ = true;
         lock.unlock();
-        while (!operation.done() && ended_.empty() && Clock::now() < limit) {
+        while (!operation.done() && Clock::now() < limit && !stopping_) {
             if (poll() || spin(blocked_patience(operation), operation.patience.yields) || operation.done()) continue;
             doorbell_.sleepers.fetch_add(1, std::memory_order_seq_cst);
             const uint32_t seen = doorbell_.bell.load(std::memory_order_acquire);
@@ -88,32 +90,47 @@ bool Engine::wait(Operation& operation, milliseconds timeout) {
             doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
         }
         lock.lock();
-        release(lock);
+        release();
     }
     return operation.done();
 }
 
-void Engine::release(Lock& lock) {
-    auto ended = std::exchange(ended_, {});
+void Engine::release() {
     driving_ = false;
-    if (wanted_ > 0 || (pending_ > 0 && !watched_)) changed_.notify_all();
-    if (ended.empty()) return;
-    lock.unlock();
-    for (const auto& operation : ended) std::exchange(operation->completed, nullptr)();
-    ended.clear();
-    lock.lock();
+    if (wanted_ > 0 || !ended_.empty()) changed_.notify_all();
+    if (pending_ == 0) return;
+    if (watched_) {  // what the sleeper waits for may have come meanwhile, or a next operation may have begun
+        doorbell_.bell.fetch_add(1, std::memory_order_release);
+        futex_wake(doorbell_.bell);
+    } else {
+        changed_.notify_all();
+    }
+}
+
+void Engine::complete(Lock& lock) {
+    while (!ended_.empty()) {
+        const auto operation = std::move(ended_.front());
+        ended_.erase(ended_.begin());
+        has_ended_ = !ended_.empty();
+        lock.unlock();
+        std::exchange(operation->completed, nullptr)();
+        lock.lock();
+    }
 }
 
 void Engine::progress_loop() {
     Lock lock(mutex_);
     for (;;) {
-        changed_.wait(lock, [this] { return stopped_ || (pending_ > 0 && !driving_ && !watched_ && wanted_ == 0); });
+        const auto can_drive = [this] { return pending_ > 0 && !driving_ && !watched_ && wanted_ == 0; };
+        changed_.wait(lock, [&] { return stopped_ || !ended_.empty() || can_drive(); });
+        complete(lock);
         if (stopped_) return;
+        if (!can_drive()) continue;
         driving_ = true;
         lock.unlock();
         bool asleep = false;
         uint32_t seen = 0;
-        while (!stopped_ && pending_ > 0 && ended_.empty() && wanted_ == 0) {
+        while (!stopped_ && pending_ > 0 && !has_ended_ && wanted_ == 0) {
             if (poll() || spin(progress_patience(), true)) continue;
             doorbell_.sleepers.fetch_add(1, std::memory_order_seq_cst);
             seen = doorbell_.bell.load(std::memory_order_acquire);
@@ -126,8 +143,12 @@ void Engine::progress_loop() {
         const auto sleep = longest_sleep();
         lock.lock();
         watched_ = asleep;
-        release(lock);
-        if (!asleep) continue;
+        driving_ = false;
+        if (!asleep) {
+            release();
+            continue;
+        }
+        if (wanted_ > 0 || !ended_.empty()) changed_.notify_all();
         lock.unlock();
         futex_wait(doorbell_.bell, seen, sleep);
         doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
@@ -196,7 +217,14 @@ void Engine::finish(std::shared_ptr<Operation> operation) {
         }
         changed_.notify_all();
     }
-    if (callback) ended_.push_back(std::move(operation));
+    if (callback) {
+        {
+            std::lock_guard lock(mutex_);
+            ended_.push_back(std::move(operation));
+            has_ended_ = true;
+        }
+        changed_.notify_all();  // whoever drives may be a waiting thread, which goes on
+    }
     if (next) activate(std::move(next));
 }
 
@@ -266,6 +294,9 @@ void Engine::shutdown(const std::exception_ptr& error) {
     {
         Lock lock(mutex_);
         if (stopped_ || !usable_) return;
+        stopping_ = true;  // who drives while it waits gives way
+        doorbell_.bell.fetch_add(1);
+        futex_wake(doorbell_.bell);
         ++wanted_;
         changed_.wait(lock, [this] { return !driving_; });
         --wanted_;
@@ -278,13 +309,14 @@ void Engine::shutdown(const std::exception_ptr& error) {
     }
     {
         Lock lock(mutex_);
-        release(lock);
+        release();
     }
     changed_.notify_all();
     doorbell_.ring();
     for (auto& thread : threads_) thread.join();
     threads_.clear();
     usable_ = false;
+    changed_.notify_all();
 }
 
 }  // namespace pneumo

@@ -20,9 +20,9 @@ struct Lane {
 ///
 /// At any moment at most one thread *drives*: it resumes whatever can go on. A thread that waits for an operation
 /// drives by itself, so a blocking call costs no change of threads. The progress thread drives while nobody waits, and
-/// sleeps on the doorbell when nothing can go on. A second thread stands by for the time in which the first runs
-/// somebody's completion callback: callbacks may wait for other operations, so the role is given up before they are
-/// called.
+/// sleeps on the doorbell when nothing can go on. Completion callbacks are called by the progress threads alone,
+/// without the role: a callback may wait for other operations, and must not hold up who waits for something else. There
+/// are two such threads, so that one drives while the other is in a callback.
 class Engine {
    public:
     /// `doorbell` is this process's; it must outlive the engine.
@@ -53,8 +53,10 @@ class Engine {
     bool spin(std::chrono::microseconds patience, bool yields);
     /// Interrupt what has waited too long or in vain.
     void examine();
-    /// Give the role up and call the callbacks of what has ended.
-    void release(Lock& lock);
+    /// Give the role up, and see to it that somebody goes on.
+    void release();
+    /// Call the callbacks of what has ended.
+    void complete(Lock& lock);
     std::chrono::microseconds blocked_patience(const Operation& operation) const;
     std::chrono::microseconds progress_patience() const;
     std::chrono::microseconds longest_sleep() const;
@@ -65,10 +67,12 @@ class Engine {
     bool driving_ = false;             // guarded by mutex_, like the next two
     bool watched_ = false;             // a progress thread sleeps on the doorbell
     std::vector<std::shared_ptr<Operation>> incoming_;
-    std::atomic<bool> has_incoming_{false}, examine_now_{false}, stopped_{false}, usable_{true};
-    std::atomic<int> wanted_{0};   // threads in `wait` that cannot drive because another one does
-    std::atomic<int> pending_{0};  // operations submitted and not done
-    std::vector<std::shared_ptr<Operation>> active_, ended_;  // of the thread with the role
+    std::atomic<bool> has_incoming_{false}, examine_now_{false}, stopping_{false}, stopped_{false}, usable_{true};
+    std::atomic<int> wanted_{0};                      // threads in `wait` that cannot drive because another one does
+    std::atomic<int> pending_{0};                     // operations submitted and not done
+    std::vector<std::shared_ptr<Operation>> ended_;   // with callbacks still to be called; guarded by mutex_
+    std::vector<std::shared_ptr<Operation>> active_;  // of the thread with the role
+    std::atomic<bool> has_ended_{false};
     Clock::time_point examined_{}, examined_deeply_{};
     std::vector<std::thread> threads_;
 };

@@ -46,6 +46,13 @@ std::string Call::text() const {
 Tuning Tuning::fit(Tuning wished, int size, size_t limit) {
     const auto ranks = static_cast<size_t>(size);
     const auto fit = [](size_t bytes, size_t room) { return std::min(bytes, room / kLine * kLine); };
+    const size_t chunk = ranks * 4 * kLine, one_shot = 2 * ranks * sizeof(size_t);  // the least that works
+    if (wished.chunk_bytes < chunk || wished.one_shot_bytes < one_shot) {
+        throw Error(Error::Kind::SYSTEM, std::to_string(size) +
+                                             " ranks on a node need a PNEUMO_COMM_CHUNK of at least " +
+                                             std::to_string(chunk) + " bytes and a PNEUMO_COMM_ONE_SHOT of at least " +
+                                             std::to_string(one_shot));
+    }
     Tuning fitted;
     // Three eighths at most for messages between pairs of ranks, an eighth for small calls, the rest for the slots.
     const size_t pair = limit * 3 / 8 / (ranks * ranks);
@@ -53,8 +60,7 @@ Tuning Tuning::fit(Tuning wished, int size, size_t limit) {
     fitted.channel_bytes = fit(wished.channel_bytes, pair > header ? (pair - header) / Layout::kPieces : 0);
     fitted.one_shot_bytes = fit(wished.one_shot_bytes, limit / 8 / (ranks * 2) - kLine);
     fitted.chunk_bytes = fit(wished.chunk_bytes, limit * 15 / 32 / (ranks * Layout::kDepth));
-    if (fitted.channel_bytes < 4 * kLine || fitted.one_shot_bytes < ranks * sizeof(size_t) ||
-        fitted.chunk_bytes < ranks * 4 * kLine) {
+    if (fitted.channel_bytes < 4 * kLine || fitted.one_shot_bytes < one_shot || fitted.chunk_bytes < chunk) {
         throw Error(Error::Kind::SYSTEM, std::to_string(size) + " ranks on a node need more than " +
                                              std::to_string(limit >> 20) +
                                              " MiB of shared memory for a group; raise PNEUMO_COMM_BYTES");
@@ -246,13 +252,16 @@ std::exception_ptr Group::examine(const Waiting& waiting, bool late, bool deep) 
     const std::vector<int> missing = waiting.missing();
     const std::string what = waiting.what();
     std::vector<int> gone, dead;
-    for (const int rank : missing) {
-        const auto presence = state(rank).presence.load(std::memory_order_acquire);
-        if (presence == RankState::ABORTED) {
+    for (const int rank : waiting.involved()) {
+        const auto& peer = state(rank);
+        if (peer.presence.load(std::memory_order_acquire) == RankState::ABORTED &&
+            (peer.given_up <= sequence_ || std::count(missing.begin(), missing.end(), rank) > 0)) {
             return error(Error::Kind::PEER_LOST,
                          what + " cannot be done: " + name({rank}) + " gave up: " + state(rank).reason);
         }
-        if (presence == RankState::LEFT) gone.push_back(rank);
+    }
+    for (const int rank : missing) {
+        if (state(rank).presence.load(std::memory_order_acquire) == RankState::LEFT) gone.push_back(rank);
         if (deep && has_died(*members_[static_cast<size_t>(rank)].doorbell)) dead.push_back(rank);
     }
     if (!gone.empty() && waiting.in_vain_without(gone.size())) {

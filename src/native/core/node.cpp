@@ -51,6 +51,7 @@ Process Process::get(Segment::Kind kind) {
 void Process::stop(const std::string& reason) {
     if (own == nullptr || !own->engine->usable()) return;
     own->engine->shutdown(std::make_exception_ptr(Error(Error::Kind::ABORTED, reason)));
+    own->segment.hide();
 }
 
 std::string node_identity() {
@@ -101,8 +102,9 @@ size_t setting(const char* name, size_t otherwise) {
     char* end = nullptr;
     double value = std::strtod(text, &end);
     const std::string unit(end);
-    const size_t power = unit.empty() ? 0 : std::string("KMG").find(unit) + 1;
-    if (end == text || value < 0 || power > 3) {
+    const size_t found = unit.size() == 1 ? std::string("KMG").find(unit) : std::string::npos;
+    const size_t power = unit.empty() ? 0 : found + 1;
+    if (end == text || !(value >= 0 && value < 1e15) || (!unit.empty() && found == std::string::npos)) {
         throw Error(Error::Kind::SYSTEM, std::string(name) + " is \"" + text + "\", not a number (with K, M or G)");
     }
     for (size_t i = 0; i < power; ++i) value *= 1024;

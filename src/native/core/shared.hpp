@@ -1,5 +1,7 @@
 #pragma once
 
+#include <numeric>
+
 #include "group.hpp"
 
 namespace pneumo {
@@ -48,6 +50,11 @@ struct Reached final : Waiting {
     bool ready() override { return step.done(); }
     bool for_arrival() const override { return step.stage == Group::ARRIVED; }
     std::string what() const override { return group.describe(); }
+    std::vector<int> involved() const override {
+        std::vector<int> ranks(static_cast<size_t>(group.size()));
+        std::iota(ranks.begin(), ranks.end(), 0);
+        return ranks;
+    }
     std::vector<int> missing() const override {
         std::vector<int> ranks;
         for (int rank = 0; rank < group.size(); ++rank) {

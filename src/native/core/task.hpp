@@ -72,6 +72,8 @@ class Waiting {
     virtual bool ready() = 0;
     /// The ranks that have not yet done what is waited for.
     virtual std::vector<int> missing() const { return {}; }
+    /// The ranks without which it fails, whether they have done their part or not.
+    virtual std::vector<int> involved() const { return missing(); }
     /// What is being done, for an error's sentence.
     virtual std::string what() const { return "an operation"; }
     /// Whether it is in vain when so many of the missing ranks are gone; only a receive from any rank may still

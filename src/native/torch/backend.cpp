@@ -63,13 +63,6 @@ void PneumoBackend::check_usable(const char* operation) const {
     TORCH_CHECK_WITH(DistBackendError, !shut_, "pneumo: ", operation, " on a process group that was shut down");
 }
 
-void PneumoBackend::check_tensor(const char* operation, const at::Tensor& tensor) const {
-    TORCH_CHECK(tensor.device().is_cpu(), "pneumo: ", operation, " needs CPU tensors, this one is on ",
-                tensor.device());
-    TORCH_CHECK(tensor.layout() == at::kStrided, "pneumo: ", operation, " does not support ", tensor.layout(),
-                " tensors");
-}
-
 const at::Tensor& PneumoBackend::only(const char* operation, const Tensors& tensors) const {
     TORCH_CHECK(tensors.size() == 1, "pneumo: ", operation, " needs one tensor a rank, got ", tensors.size());
     check_tensor(operation, tensors[0]);
@@ -96,6 +89,7 @@ WorkPtr PneumoBackend::issue(Issue issue) {
     Communicator& group = *node_->communicator;
     auto work = c10::make_intrusive<Work>(group.engine(), rank_, issue.type, issue.title, std::move(issue.inputs),
                                           std::move(issue.outputs), issue.in_order ? ++sequence_ : sequence_.load());
+    work->lists = std::move(issue.lists);
     auto operation = group.operation(std::move(issue.body), timeout, issue.in_order ? group.lane() : nullptr);
     operation->owner = node_;
     work->submit(std::move(operation), !issue.async);

@@ -78,7 +78,6 @@ class PneumoBackend final : public c10d::Backend {
     WorkPtr issue(Issue issue);
     WorkPtr receive(Tensors& tensors, int from, int tag, c10d::OpType type);
     Call call(Kind kind, const at::Tensor& tensor, int64_t count, int64_t root = -1) const;
-    void check_tensor(const char* operation, const at::Tensor& tensor) const;
     const at::Tensor& only(const char* operation, const Tensors& tensors) const;
     int check_root(const char* operation, int64_t root) const;
     void check_usable(const char* operation) const;

@@ -6,15 +6,39 @@ namespace pneumo {
 
 using c10d::OpType;
 
+namespace {
+
+/// How a tensor's first dimension is shared out among the ranks; no splits: evenly.
+void check_splits(const char* operation, const at::Tensor& tensor, const std::vector<int64_t>& splits, int size) {
+    const int64_t rows = tensor.dim() == 0 ? 1 : tensor.size(0);
+    if (splits.empty()) {
+        TORCH_CHECK(rows % size == 0, "pneumo: ", operation, " cannot share ", rows, " rows out among ", size,
+                    " ranks");
+        return;
+    }
+    TORCH_CHECK(static_cast<int>(splits.size()) == size, "pneumo: ", operation, " needs ", size, " splits, got ",
+                splits.size());
+    int64_t sum = 0;
+    for (const auto split : splits) {
+        TORCH_CHECK(split >= 0, "pneumo: ", operation, " got a negative split");
+        sum += split;
+    }
+    TORCH_CHECK(sum == rows, "pneumo: ", operation, " got splits of ", sum, " rows for a tensor of ", rows);
+}
+
+}  // namespace
+
 WorkPtr PneumoBackend::broadcast(Tensors& tensors, const c10d::BroadcastOptions& opts) {
     const at::Tensor& tensor = only("broadcast", tensors);
     const int root = check_root("broadcast", opts.rootRank);
+    const bool mine = root == rank_;
+    if (!mine) check_output("broadcast", tensor);
     const Call call = this->call(Kind::BROADCAST, tensor, tensor.numel(), root);
     const at::Tensor dense = tensor.contiguous();
     auto group = node_->communicator;
-    const auto body = [group, call, dense, tensor](Operation& operation) -> Task {
+    const auto body = [group, call, dense, tensor, mine](Operation& operation) -> Task {
         co_await group->broadcast(operation, call, dense.data_ptr(), dense.nbytes());
-        deliver({tensor}, {dense});
+        if (!mine) deliver({tensor}, {dense});
     };
     return issue({OpType::BROADCAST, "pneumo:broadcast", tensors, tensors, body, opts.timeout, opts.asyncOp});
 }
@@ -37,7 +61,7 @@ WorkPtr PneumoBackend::allgather(std::vector<Tensors>& outputs, Tensors& inputs,
 
 WorkPtr PneumoBackend::all_gather_single(at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& opts) {
     check_tensor("all_gather_single", input);
-    check_tensor("all_gather_single", output);
+    check_output("all_gather_single", output);
     TORCH_CHECK(output.scalar_type() == input.scalar_type() && output.numel() == input.numel() * size_,
                 "pneumo: all_gather_single needs an output of ", input.numel() * size_, " x ", input.scalar_type(),
                 ", got ", output.numel(), " x ", output.scalar_type());
@@ -81,8 +105,8 @@ WorkPtr PneumoBackend::allgather_coalesced(std::vector<Tensors>& outputs, Tensor
         }
         deliver(wanted, rooms);
     };
-    return issue(
-        {OpType::ALLGATHER_COALESCED, "pneumo:all_gather_coalesced", inputs, wanted, body, opts.timeout, opts.asyncOp});
+    return issue({OpType::ALLGATHER_COALESCED, "pneumo:all_gather_coalesced", inputs, wanted, body, opts.timeout,
+                  opts.asyncOp, outputs});
 }
 
 WorkPtr PneumoBackend::all_gather_single_coalesced(Tensors& outputs, Tensors& inputs,
@@ -91,6 +115,7 @@ WorkPtr PneumoBackend::all_gather_single_coalesced(Tensors& outputs, Tensors& in
     std::vector<Call> calls;
     for (const auto i : c10::irange(inputs.size())) {
         check_tensor("all_gather_single_coalesced", inputs[i]);
+        check_output("all_gather_single_coalesced", outputs[i]);
         TORCH_CHECK(
             outputs[i].numel() == inputs[i].numel() * size_ && outputs[i].scalar_type() == inputs[i].scalar_type(),
             "pneumo: all_gather_single_coalesced needs outputs of ", size_, " times the input");
@@ -138,7 +163,7 @@ WorkPtr PneumoBackend::gather_single(at::Tensor& output, at::Tensor& input, cons
     const int root = check_root("gather_single", opts.rootRank);
     const bool mine = root == rank_;
     if (mine) {
-        check_tensor("gather_single", output);
+        check_output("gather_single", output);
         TORCH_CHECK(output.numel() == input.numel() * size_ && output.scalar_type() == input.scalar_type(),
                     "pneumo: gather_single needs an output of ", size_, " times the input");
     }
@@ -159,12 +184,14 @@ WorkPtr PneumoBackend::gather_single(at::Tensor& output, at::Tensor& input, cons
 
 WorkPtr PneumoBackend::scatter(Tensors& outputs, std::vector<Tensors>& inputs, const c10d::ScatterOptions& opts) {
     const at::Tensor& output = only("scatter", outputs);
+    check_output("scatter", output);
     const int root = check_root("scatter", opts.rootRank);
     Tensors dense;
     if (root == rank_) {
         TORCH_CHECK(inputs.size() == 1 && inputs[0].size() == static_cast<size_t>(size_), "pneumo: scatter needs ",
                     size_, " input tensors on the root");
-        check_same("scatter", inputs[0], output);
+        for (const auto& input : inputs[0]) check_tensor("scatter", input);
+        check_sizes("scatter", inputs[0], output);
         dense = contiguous(inputs[0]);
     } else {
         TORCH_CHECK(inputs.empty(), "pneumo: scatter takes inputs on the root only");
@@ -186,7 +213,7 @@ WorkPtr PneumoBackend::alltoall(Tensors& outputs, Tensors& inputs, const c10d::A
     std::vector<size_t> in_bytes, out_bytes;
     for (const auto k : c10::irange(size)) {
         check_tensor("all_to_all", inputs[k]);
-        check_tensor("all_to_all", outputs[k]);
+        check_output("all_to_all", outputs[k]);
         TORCH_CHECK(
             inputs[k].scalar_type() == inputs[0].scalar_type() && outputs[k].scalar_type() == inputs[0].scalar_type(),
             "pneumo: all_to_all needs tensors of one type");
@@ -206,10 +233,10 @@ WorkPtr PneumoBackend::alltoall(Tensors& outputs, Tensors& inputs, const c10d::A
 WorkPtr PneumoBackend::all_to_all_single(at::Tensor& output, at::Tensor& input, std::vector<int64_t>& output_splits,
                                          std::vector<int64_t>& input_splits, const c10d::AllToAllOptions& opts) {
     check_tensor("all_to_all_single", input);
-    check_tensor("all_to_all_single", output);
+    check_output("all_to_all_single", output);
     TORCH_CHECK(output.scalar_type() == input.scalar_type(), "pneumo: all_to_all_single needs tensors of one type");
-    c10d::checkSplitSizes(input_splits, input, size_);
-    c10d::checkSplitSizes(output_splits, output, size_);
+    check_splits("all_to_all_single", input, input_splits, size_);
+    check_splits("all_to_all_single", output, output_splits, size_);
     const at::Tensor dense = input.contiguous(), wanted = output, room = room_for(output);
     const int size = size_;
     const auto cut = [size](const at::Tensor& tensor, const std::vector<int64_t>& splits) {
@@ -246,7 +273,7 @@ WorkPtr PneumoBackend::send(Tensors& tensors, int to, int tag) {
     const auto body = [group, dense, to, tag](Operation& operation) {
         return group->send(operation, dense.const_data_ptr(), dense.nbytes(), to, tag);
     };
-    return issue({OpType::SEND, "pneumo:send", tensors, {}, body, c10d::kUnsetTimeout, true, false});
+    return issue({OpType::SEND, "pneumo:send", tensors, {}, body, c10d::kUnsetTimeout, true, {}, false});
 }
 
 WorkPtr PneumoBackend::recv(Tensors& tensors, int from, int tag) {
@@ -259,14 +286,15 @@ WorkPtr PneumoBackend::recvAnysource(Tensors& tensors, int tag) {
 }
 
 WorkPtr PneumoBackend::receive(Tensors& tensors, int from, int tag, OpType type) {
-    const at::Tensor wanted = only("recv", tensors), room = room_for(wanted);
+    check_output("recv", only("recv", tensors));
+    const at::Tensor wanted = tensors[0], room = room_for(wanted);
     auto group = node_->communicator;
     auto source = std::make_shared<int>(-1);
     const auto body = [group, wanted, room, from, tag, source](Operation& operation) -> Task {
         co_await group->receive(operation, room.data_ptr(), room.nbytes(), from, tag, source.get());
         deliver({wanted}, {room});
     };
-    auto work = issue({type, "pneumo:recv", {}, tensors, body, c10d::kUnsetTimeout, true, false});
+    auto work = issue({type, "pneumo:recv", {}, tensors, body, c10d::kUnsetTimeout, true, {}, false});
     static_cast<Work&>(*work).source = source;
     return work;
 }

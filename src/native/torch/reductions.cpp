@@ -16,7 +16,9 @@ struct Reduction {
     Op op;
     Scale scale;
     bool averages;
-    int64_t factor;  // kernel elements in one of the tensor's: 2 for a complex number
+    int64_t width;         // kernel elements in one of the tensor's: 2 for a complex number
+    double factor = 1.0;   // by which this rank multiplies what it gives
+    bool widened = false;  // 16-bit floats travel as float32: products are not rounded before they are summed
 };
 
 std::optional<DType> dtype_of(at::ScalarType type) {
@@ -52,8 +54,10 @@ Reduction reduction(const char* operation, const c10d::ReduceOp& op, at::ScalarT
         case c10d::ReduceOp::PREMUL_SUM: {
             const auto* factor = static_cast<const c10d::PreMulSumSupplement*>(op.supplement_.get());
             TORCH_CHECK(factor != nullptr, "pneumo: ", operation, " with PREMUL_SUM needs a factor");
-            result.scale.before =
+            result.factor =
                 factor->tensor_factor.defined() ? factor->tensor_factor.item<double>() : factor->double_factor;
+            result.widened = result.dtype == DType::F16 || result.dtype == DType::BF16;
+            if (result.widened) result.dtype = DType::F32;
             break;
         }
         case c10d::ReduceOp::PRODUCT: result.op = Op::PRODUCT; break;
@@ -64,10 +68,27 @@ Reduction reduction(const char* operation, const c10d::ReduceOp& op, at::ScalarT
         case c10d::ReduceOp::BXOR: result.op = Op::BXOR; break;
         default: TORCH_CHECK(false, "pneumo: ", operation, " does not support this ReduceOp");
     }
-    TORCH_CHECK(result.factor == 1 || result.op == Op::SUM, "pneumo: ", operation, " of complex numbers can only sum");
+    TORCH_CHECK(result.width == 1 || result.op == Op::SUM, "pneumo: ", operation, " of complex numbers can only sum");
     TORCH_CHECK(find_reduce(result.dtype, result.op) != nullptr, "pneumo: ", operation, " has no ", name_of(result.op),
                 " for ", type);
     return result;
+}
+
+/// What this rank gives to a reduction: contiguous, and multiplied by its own factor, which other ranks need not share.
+at::Tensor given(const at::Tensor& tensor, const Reduction& how) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const at::Tensor dense = how.widened ? tensor.to(at::kFloat).contiguous() : tensor.contiguous();
+    if (how.factor == 1.0) return dense;
+    at::Tensor scaled = at::empty_like(dense);
+    const void* from = dense.const_data_ptr();
+    const auto count = static_cast<size_t>(dense.numel() * how.width);
+    if (count > 0) find_reduce(how.dtype, Op::SUM)(scaled.data_ptr(), &from, 1, count, {how.factor, 1.0});
+    return scaled;
+}
+
+/// Where the result of a reduction comes to: the tensor itself where it can.
+at::Tensor room_for_sum(const at::Tensor& tensor, const Reduction& how) {
+    return how.widened ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat)) : room_for(tensor);
 }
 
 }  // namespace
@@ -75,18 +96,19 @@ Reduction reduction(const char* operation, const c10d::ReduceOp& op, at::ScalarT
 WorkPtr PneumoBackend::allreduce(Tensors& tensors, const c10d::AllreduceOptions& opts) {
     if (tensors.size() == 1 && tensors[0].layout() == at::kSparse) return allreduce_sparse(tensors, opts);
     const at::Tensor& tensor = only("all_reduce", tensors);
+    check_output("all_reduce", tensor);
     const auto how = reduction("all_reduce", opts.reduceOp, tensor.scalar_type(), size_);
-    Call call = this->call(Kind::ALLREDUCE, tensor, tensor.numel() * how.factor);
+    Call call = this->call(Kind::ALLREDUCE, tensor, tensor.numel() * how.width);
     call.op = how.op, call.averages = how.averages;
     auto group = node_->communicator;
-    if (tensor.is_contiguous()) {
+    if (tensor.is_contiguous() && how.factor == 1.0 && !how.widened) {
         void* data = tensor.data_ptr();
         const auto body = [group, call, how, data](Operation& operation) {
             return group->allreduce(operation, call, data, data, how.dtype, how.scale);
         };
         return issue({OpType::ALLREDUCE, "pneumo:all_reduce", tensors, tensors, body, opts.timeout, opts.asyncOp});
     }
-    const at::Tensor dense = tensor.contiguous();
+    const at::Tensor dense = given(tensor, how);
     const auto body = [group, call, how, dense, tensor](Operation& operation) -> Task {
         co_await group->allreduce(operation, call, dense.data_ptr(), dense.data_ptr(), how.dtype, how.scale);
         deliver({tensor}, {dense});
@@ -97,7 +119,7 @@ WorkPtr PneumoBackend::allreduce(Tensors& tensors, const c10d::AllreduceOptions&
 WorkPtr PneumoBackend::allreduce_coalesced(Tensors& tensors, const c10d::AllreduceCoalescedOptions& opts) {
     TORCH_CHECK(!tensors.empty(), "pneumo: all_reduce_coalesced needs a tensor");
     for (const auto& tensor : tensors) {
-        check_tensor("all_reduce_coalesced", tensor);
+        check_output("all_reduce_coalesced", tensor);
         TORCH_CHECK(tensor.scalar_type() == tensors[0].scalar_type(), "pneumo: all_reduce_coalesced got tensors of ",
                     tensor.scalar_type(), " and ", tensors[0].scalar_type());
     }
@@ -105,8 +127,8 @@ WorkPtr PneumoBackend::allreduce_coalesced(Tensors& tensors, const c10d::Allredu
     Tensors flat;
     for (const auto& tensor : tensors) flat.push_back(tensor.reshape({-1}));
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const at::Tensor all = at::cat(flat);
-    Call call = this->call(Kind::ALLREDUCE, all, all.numel() * how.factor);
+    const at::Tensor all = given(at::cat(flat), how);
+    Call call = this->call(Kind::ALLREDUCE, all, all.numel() * how.width);
     call.op = how.op, call.averages = how.averages;
     auto group = node_->communicator;
     const auto body = [group, call, how, all, tensors](Operation& operation) -> Task {
@@ -132,8 +154,9 @@ WorkPtr PneumoBackend::allreduce_sparse(Tensors& tensors, const c10d::AllreduceO
     auto group = node_->communicator;
     const int size = size_;
     Call sizes = call(Kind::ALLGATHER, indices, 1);
-    const Call base =
-        call(Kind::ALLGATHER, values, values.dim() > 0 ? values.numel() / std::max<int64_t>(1, values.size(0)) : 0);
+    int64_t row = 1;  // elements of a value
+    for (const auto length : values.sizes().slice(1)) row *= length;
+    const Call base = call(Kind::ALLGATHER, values, row);
     const auto body = [group, size, sizes, base, tensor, indices, values](Operation& operation) -> Task {
         // Every rank has another number of entries: exchange the numbers, then entries padded to the largest.
         int64_t entries = values.size(0);
@@ -185,13 +208,15 @@ WorkPtr PneumoBackend::reduce(Tensors& tensors, const c10d::ReduceOptions& opts)
     const at::Tensor& tensor = only("reduce", tensors);
     const int root = check_root("reduce", opts.rootRank);
     const auto how = reduction("reduce", opts.reduceOp, tensor.scalar_type(), size_);
-    Call call = this->call(Kind::REDUCE, tensor, tensor.numel() * how.factor, root);
+    Call call = this->call(Kind::REDUCE, tensor, tensor.numel() * how.width, root);
     call.op = how.op, call.averages = how.averages;
-    const at::Tensor dense = tensor.contiguous();
+    if (root == rank_) check_output("reduce", tensor);
+    const at::Tensor dense = given(tensor, how), room = root == rank_ ? room_for_sum(tensor, how) : at::Tensor();
     auto group = node_->communicator;
-    const auto body = [group, call, how, dense, tensor](Operation& operation) -> Task {
-        co_await group->reduce(operation, call, dense.data_ptr(), dense.data_ptr(), how.dtype, how.scale);
-        deliver({tensor}, {dense});
+    const auto body = [group, call, how, dense, tensor, room](Operation& operation) -> Task {
+        void* out = room.defined() ? room.data_ptr() : nullptr;
+        co_await group->reduce(operation, call, dense.const_data_ptr(), out, how.dtype, how.scale);
+        if (room.defined()) deliver({tensor}, {room});
     };
     return issue({OpType::REDUCE, "pneumo:reduce", tensors, tensors, body, opts.timeout, opts.asyncOp});
 }
@@ -201,12 +226,15 @@ WorkPtr PneumoBackend::reduce_scatter(Tensors& outputs, std::vector<Tensors>& in
     const at::Tensor& output = only("reduce_scatter", outputs);
     TORCH_CHECK(inputs.size() == 1 && inputs[0].size() == static_cast<size_t>(size_), "pneumo: reduce_scatter needs ",
                 size_, " input tensors");
-    check_same("reduce_scatter", inputs[0], output);
+    check_output("reduce_scatter", output);
+    for (const auto& input : inputs[0]) check_tensor("reduce_scatter", input);
+    check_sizes("reduce_scatter", inputs[0], output);
     const auto how = reduction("reduce_scatter", opts.reduceOp, output.scalar_type(), size_);
-    Call call = this->call(Kind::REDUCE_SCATTER, output, output.numel() * how.factor);
+    Call call = this->call(Kind::REDUCE_SCATTER, output, output.numel() * how.width);
     call.op = how.op, call.averages = how.averages;
-    const Tensors dense = contiguous(inputs[0]);
-    const at::Tensor wanted = output, room = room_for(output);
+    Tensors dense;
+    for (const auto& input : inputs[0]) dense.push_back(given(input, how));
+    const at::Tensor wanted = output, room = room_for_sum(output, how);
     auto group = node_->communicator;
     const auto body = [group, call, how, dense, wanted, room](Operation& operation) -> Task {
         co_await group->reduce_scatter(operation, call, const_pointers(dense), room.data_ptr(), how.dtype, how.scale);
@@ -229,17 +257,21 @@ WorkPtr PneumoBackend::reduce_scatter_single_coalesced(Tensors& outputs, Tensors
     std::vector<std::pair<Call, Reduction>> calls;
     for (const auto i : c10::irange(inputs.size())) {
         check_tensor("reduce_scatter_single", inputs[i]);
-        check_tensor("reduce_scatter_single", outputs[i]);
+        check_output("reduce_scatter_single", outputs[i]);
         TORCH_CHECK(
             inputs[i].numel() == outputs[i].numel() * size_ && inputs[i].scalar_type() == outputs[i].scalar_type(),
             "pneumo: reduce_scatter_single needs an input of ", outputs[i].numel() * size_, " x ",
             outputs[i].scalar_type(), ", got ", inputs[i].numel(), " x ", inputs[i].scalar_type());
         const auto how = reduction("reduce_scatter_single", opts.reduceOp, inputs[i].scalar_type(), size_);
-        Call call = this->call(Kind::REDUCE_SCATTER, outputs[i], outputs[i].numel() * how.factor);
+        Call call = this->call(Kind::REDUCE_SCATTER, outputs[i], outputs[i].numel() * how.width);
         call.op = how.op, call.averages = how.averages;
         calls.emplace_back(call, how);
     }
-    const Tensors dense = contiguous(inputs), wanted = outputs, rooms = rooms_for(wanted);
+    Tensors dense;
+    for (const auto i : c10::irange(inputs.size())) dense.push_back(given(inputs[i], calls[i].second));
+    const Tensors wanted = outputs;
+    Tensors rooms;
+    for (const auto i : c10::irange(wanted.size())) rooms.push_back(room_for_sum(wanted[i], calls[i].second));
     auto group = node_->communicator;
     const int size = size_;
     const auto body = [group, calls, dense, wanted, rooms, size](Operation& operation) -> Task {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/Functions.h>
+#include <ATen/MemoryOverlap.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/util/irange.h>
 
@@ -56,13 +57,33 @@ inline Tensors rooms_for(const Tensors& tensors) {
     return result;
 }
 
-inline void check_same(const char* operation, const Tensors& tensors, const at::Tensor& like) {
+inline void check_tensor(const char* operation, const at::Tensor& tensor) {
+    TORCH_CHECK(tensor.device().is_cpu(), "pneumo: ", operation, " needs CPU tensors, this one is on ",
+                tensor.device());
+    TORCH_CHECK(tensor.layout() == at::kStrided, "pneumo: ", operation, " does not support ", tensor.layout(),
+                " tensors");
+}
+
+/// A tensor that is written to: no two of its elements may share memory, as those of an expanded one do.
+inline void check_output(const char* operation, const at::Tensor& tensor) {
+    check_tensor(operation, tensor);
+    TORCH_CHECK(at::has_internal_overlap(tensor) != at::MemOverlap::Yes, "pneumo: ", operation,
+                " cannot write to a tensor whose elements share memory, as those of an expanded one do");
+}
+
+inline void check_sizes(const char* operation, const Tensors& tensors, const at::Tensor& like) {
     for (const auto& tensor : tensors) {
         TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), "pneumo: ", operation, " got tensors of ",
                     tensor.scalar_type(), " and ", like.scalar_type());
         TORCH_CHECK(tensor.numel() == like.numel(), "pneumo: ", operation, " got tensors of ", tensor.numel(), " and ",
                     like.numel(), " elements");
     }
+}
+
+/// Outputs that have to have the type and the number of elements of `like`.
+inline void check_same(const char* operation, const Tensors& tensors, const at::Tensor& like) {
+    for (const auto& tensor : tensors) check_output(operation, tensor);
+    check_sizes(operation, tensors, like);
 }
 
 /// All that is needed to start an operation: `body` runs in the engine and must capture what it uses by value.
@@ -74,7 +95,8 @@ struct PneumoBackend::Issue {
     Operation::Body body;
     std::chrono::milliseconds timeout = c10d::kUnsetTimeout;
     bool async = true;
-    bool in_order = true;  // with the other collectives of the group
+    std::vector<Tensors> lists = {};  // the outputs, where the Future's value is a list of lists
+    bool in_order = true;             // with the other collectives of the group
 };
 
 }  // namespace pneumo

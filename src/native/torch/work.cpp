@@ -1,6 +1,9 @@
 #include "work.hpp"
 
 #include <c10/util/Exception.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
 
 #include "../core/error.hpp"
 
@@ -37,7 +40,25 @@ void Work::submit(std::shared_ptr<Operation> operation, bool awaited) {
     };
     operation_->completed = [self] { self->complete_future(self->future_); };
     engine_.submit(operation_, awaited);
-    if (awaited) engine_.wait(*operation_);
+    if (awaited) wait_for(std::chrono::milliseconds(0));
+}
+
+bool Work::wait_for(std::chrono::milliseconds timeout) {
+    TORCH_CHECK(operation_->done() || engine_.usable(),
+                "pneumo: a process that was forked from one which uses this backend ",
+                "cannot wait for its operations");
+    const auto limit = Clock::now() + timeout;
+    for (;;) {
+        // A blocked thread looks for signals now and then: Ctrl-C shall not wait for a peer.
+        auto slice = std::chrono::milliseconds(200);
+        if (timeout.count() > 0)
+            slice = std::min(slice, std::chrono::ceil<std::chrono::milliseconds>(limit - Clock::now()));
+        if (slice.count() > 0 && engine_.wait(*operation_, slice)) return true;
+        if (timeout.count() > 0 && Clock::now() >= limit) return operation_->done();
+        if (!engine_.usable()) return operation_->done();
+        const pybind11::gil_scoped_acquire python;
+        if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+    }
 }
 
 bool Work::isCompleted() { return operation_->done(); }
@@ -53,7 +74,7 @@ int Work::sourceRank() const { return source ? *source : c10d::Work::sourceRank(
 std::vector<at::Tensor> Work::result() { return outputs_; }
 
 bool Work::wait(std::chrono::milliseconds timeout) {
-    if (!engine_.wait(*operation_, timeout)) {
+    if (!wait_for(timeout)) {
         TORCH_CHECK_WITH(DistBackendError, false, "pneumo: ", c10d::opTypeToString(retrieveOpType()), ", number ",
                          sequence_, " of its group, is not done after ", timeout.count(), " ms");
     }
@@ -68,7 +89,9 @@ c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
     {
         std::lock_guard lock(future_mutex_);
         if (future_) return future_;
-        future_ = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()));
+        c10::TypePtr type = c10::ListType::create(c10::TensorType::get());
+        if (!lists.empty()) type = c10::ListType::create(std::move(type));
+        future_ = c10::make_intrusive<c10::ivalue::Future>(std::move(type));
         ended = ended_;
     }
     if (ended) {
@@ -82,7 +105,7 @@ void Work::complete_future(const c10::intrusive_ptr<c10::ivalue::Future>& future
     if (operation_->error()) {
         future->setError(as_torch_error(operation_->error()));
     } else {
-        future->markCompleted(c10::IValue(outputs_));
+        future->markCompleted(lists.empty() ? c10::IValue(outputs_) : c10::IValue(lists));
     }
 }
 

@@ -27,9 +27,12 @@ class Work final : public c10d::Work {
     uint64_t getSequencenumber() const override { return sequence_; }
     std::chrono::milliseconds getTimeout() const override { return operation_->timeout(); }
 
-    std::shared_ptr<int> source;  // of a receive, set by it
+    std::shared_ptr<int> source;                 // of a receive, set by it
+    std::vector<std::vector<at::Tensor>> lists;  // the Future's value where it is a list of lists, as Gloo has it
 
    private:
+    /// Wait with an eye on signals; false if `timeout` (0: none) is over before.
+    bool wait_for(std::chrono::milliseconds timeout);
     void complete_future(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;
 
     Engine& engine_;
