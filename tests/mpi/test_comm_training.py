@@ -345,7 +345,7 @@ def run_alone(folder: Path, command: Sequence[str], port: int | None = None) -> 
     settings = [f"{name}={value}" for name, value in env.items()]
     # The mark by which the harness finds what is left of a job is the one thing that stays.
     shell = ["sh", "-c", f'exec env -i {MARK}="${MARK}" "$@"', "sh", *settings]
-    return run([*shell, *command], timeout=120, env=None, cwd=folder, folder=folder)
+    return run([*shell, *command], timeout=240, env=None, cwd=folder, folder=folder)
 
 
 def losses(done: Result) -> list[str]:

@@ -106,7 +106,7 @@ WorkPtr PneumoBackend::allgather_coalesced(std::vector<Tensors>& outputs, Tensor
         deliver(wanted, rooms);
     };
     return issue({OpType::ALLGATHER_COALESCED, "pneumo:all_gather_coalesced", inputs, wanted, body, opts.timeout,
-                  opts.asyncOp, outputs});
+                  opts.asyncOp, size_ > 1 ? outputs : std::vector<Tensors>()});
 }
 
 WorkPtr PneumoBackend::all_gather_single_coalesced(Tensors& outputs, Tensors& inputs,

@@ -18,9 +18,12 @@ def check_outputs_without_memory_of_their_own(ranks: Ranks) -> None:
             "gather": ("gather", lambda: dist.gather(ONE, kinds, me, group)),
             "scatter": ("scatter", lambda: dist.scatter(ONE.clone(), kinds, me, group)),
             "reduce_scatter": ("reduce_scatter", lambda: dist.reduce_scatter(ONE.clone(), kinds, group=group)),
-            "all_to_all": ("all_to_all", lambda: dist.all_to_all(kinds, zeros(n), group)),
+            "all_to_all": ("c10d::alltoall_", lambda: dist.all_to_all(kinds, zeros(n), group)),
             "all_gather_coalesced": ("all_gather_coalesced", lambda: dist.all_gather_coalesced(lists, [ONE], group)),
         }
 
     assert_refused(ranks, group, with_tensor(torch.zeros(1).to_sparse()))
-    assert_refused(ranks, group, with_tensor(torch.zeros(1, device="meta")))
+    on_meta = with_tensor(torch.zeros(1, device="meta"))
+    # torch's dispatcher decides about all_to_all by its outputs: sparse ones it refuses, for `meta` it does nothing.
+    del on_meta["all_to_all"]
+    assert_refused(ranks, group, on_meta)

@@ -235,11 +235,14 @@ def check_callbacks_that_begin_in_another_order_on_every_rank(ranks: Ranks) -> N
                 dist.all_reduce(tensor, group=group)
             return tensor
 
+        futures = []
         if ranks.rank < 2:
-            group, futures = outer[ranks.rank], []
+            group = outer[ranks.rank]
             for k in (0, 1) if ranks.rank == 0 else (1, 0):
                 future = start(ranks, torch.ones(1), group).get_future()
                 futures.append(future.then(lambda done, k=k, inner=inner, twice=twice: twice(done, inner[k])))
+        ranks.meet()  # the callbacks are there before the works can be done, else they would run in the main thread
+        if ranks.rank < 2:
             for future in futures:
                 assert future.wait().item() == 8, backend
         elif ranks.rank == 2:
