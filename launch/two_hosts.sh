@@ -27,7 +27,10 @@ done
 [[ $# -gt 0 ]] || { usage >&2 && exit 2; }
 missing=()
 [[ $(id -u) == 0 ]] || missing+=("root")
-for tool in ip tc unshare mpirun; do command -v "$tool" >/dev/null || missing+=("$tool"); done
+PATH=$PATH:/usr/sbin:/sbin # where ip and tc are, also for those who have them not on PATH
+needed=(ip unshare mpirun)
+[[ $rate == 0 ]] || needed+=(tc)
+for tool in "${needed[@]}"; do command -v "$tool" >/dev/null || missing+=("$tool"); done
 ((${#missing[@]} == 0)) || { printf 'two_hosts.sh: this needs %s.\n' "${missing[*]}" >&2 && exit 2; }
 
 name=pneumo$$

@@ -114,7 +114,7 @@ Group::Channel& Group::channel(int from, int to) const {
 std::shared_ptr<Operation> Group::operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) {
     auto operation = std::make_shared<Operation>(std::move(body), timeout, lane);
     operation->patience = patience_;
-    operation->examine = [this](const Waiting& waiting, bool late, bool deep) { return examine(waiting, late, deep); };
+    operation->examine = [this](Waiting& waiting, bool late, bool deep) { return examine(waiting, late, deep); };
     return operation;
 }
 
@@ -237,7 +237,7 @@ void Group::leave() {
     ring_all();
 }
 
-std::exception_ptr Group::examine(const Waiting& waiting, bool late, bool deep) {
+std::exception_ptr Group::examine(Waiting& waiting, bool late, bool deep) {
     const auto error = [&](Error::Kind kind, const std::string& message) {
         try {
             fail(kind, message);
@@ -251,18 +251,22 @@ std::exception_ptr Group::examine(const Waiting& waiting, bool late, bool deep) 
     }
     const std::vector<int> missing = waiting.missing();
     const std::string what = waiting.what();
-    std::vector<int> gone, dead;
+    std::vector<int> aborted, gone, dead;
     for (const int rank : waiting.involved()) {
         const auto& peer = state(rank);
-        if (peer.presence.load(std::memory_order_acquire) == RankState::ABORTED &&
-            (peer.given_up <= sequence_ || std::count(missing.begin(), missing.end(), rank) > 0)) {
-            return error(Error::Kind::PEER_LOST,
-                         what + " cannot be done: " + name({rank}) + " gave up: " + state(rank).reason);
-        }
+        if (peer.presence.load(std::memory_order_acquire) != RankState::ABORTED) continue;
+        if (peer.given_up <= sequence_ || std::count(missing.begin(), missing.end(), rank) > 0) aborted.push_back(rank);
     }
     for (const int rank : missing) {
         if (state(rank).presence.load(std::memory_order_acquire) == RankState::LEFT) gone.push_back(rank);
         if (deep && has_died(*members_[static_cast<size_t>(rank)].doorbell)) dead.push_back(rank);
+    }
+    // Who is gone may have done its part just before: what it did is seen by now, since it came before its going.
+    if (waiting.ready()) return nullptr;
+    if (!aborted.empty()) {
+        const int rank = aborted.front();
+        return error(Error::Kind::PEER_LOST,
+                     what + " cannot be done: " + name({rank}) + " gave up: " + state(rank).reason);
     }
     if (!gone.empty() && waiting.in_vain_without(gone.size())) {
         return error(Error::Kind::PEER_LOST, what + " cannot be done: " + name(gone) + " left the group");

@@ -115,7 +115,7 @@ class Group final : public Communicator {
     };
     void throw_if_broken() const;
     [[noreturn]] void fail(Error::Kind kind, const std::string& message);
-    std::exception_ptr examine(const Waiting& waiting, bool late, bool deep);
+    std::exception_ptr examine(Waiting& waiting, bool late, bool deep);
     std::string name(const std::vector<int>& ranks) const;
     void match_receives();
     std::string describe() const;

@@ -135,7 +135,7 @@ class Operation {
     std::function<void()> completed;
     /// Looks for reasons to give up, now and then while it waits. `late`: the timeout is over; `deep`: ask the system
     /// too.
-    std::function<std::exception_ptr(const Waiting&, bool late, bool deep)> examine;
+    std::function<std::exception_ptr(Waiting&, bool late, bool deep)> examine;
 
    private:
     friend class Engine;

@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 import warnings
 from datetime import timedelta
 from typing import Any
@@ -201,3 +202,22 @@ def check_merge_into_a_new_group(ranks: Ranks) -> None:
     tensor = torch.tensor([1.0])
     merged.allreduce([tensor]).wait()
     assert tensor.item() == ranks.size
+
+
+def check_a_group_may_be_left_as_soon_as_its_last_collective_is_done(ranks: Ranks) -> None:
+    """A rank that has done its part and left is not one that left the others alone: also where they look just then.
+
+    They look for who is gone when they have waited for a tenth of a second, or for the first time since then.
+    """
+    for turn in range(20):
+        group = ranks.pneumo.split_group(ranks.everybody, timeout=timedelta(seconds=30), group_name=f"left {turn}")
+        time.sleep(0.1 + rng("skew", turn, ranks.rank).random() * 0.0005)
+        tensor, said = torch.ones(1), ""
+        try:
+            group.allreduce([tensor]).wait()
+        except RuntimeError as error:
+            said = str(error)
+        del group
+        problems = [text for text in ranks.share(said) if text]
+        assert not problems, problems
+        assert tensor.item() == ranks.size, turn
