@@ -1,19 +1,20 @@
 """A study: what the flags and a TOML file ask for; parsed once, checked, frozen."""
 
-import difflib
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+from cyclopts import App, Parameter
 
 from pneumo.backends import BACKENDS, COMMS
 from pneumo.errors import Refused
+from pneumo.flags import nearest, one_sentence, split
 from pneumo.models import MODELS, PLANNED
+from pneumo.study.schema import names_a_folder
 
 DEFAULT_BUDGET_S = 240.0
 DEFAULT_EPOCHS = 5
@@ -21,15 +22,9 @@ MAX_SEED = 2**63 - 1  # what torch and NumPy take
 _COMPARE, _DATA, _TRAIN, _OUTPUT = "What to compare", "Data", "Training and timing", "Results"
 
 
-def _split(_type: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
-    """Read values with commas between, each once, in their order."""
-    parts = [part.strip() for token in tokens for part in token.value.split(",")]
-    return tuple(dict.fromkeys(part for part in parts if part))
-
-
 def _split_numbers(_type: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
     try:
-        return tuple(dict.fromkeys(int(part) for part in _split(_type, tokens)))
+        return tuple(dict.fromkeys(int(part) for part in split(_type, tokens)))
     except ValueError:
         raise Refused(f"--ranks {tokens[0].value}: ranks are whole numbers with commas between, as in 1,2,4.") from None
 
@@ -46,9 +41,9 @@ class Study:
 
     model: Annotated[str, _option(_COMPARE)] = "cnn"
     "The model: cnn."
-    backends: Annotated[tuple[str, ...] | None, _option(_COMPARE, _split)] = None
+    backends: Annotated[tuple[str, ...] | None, _option(_COMPARE, split)] = None
     "Backends with commas between: serial,ddp,fsdp,horovod (all that are installed)."
-    comm: Annotated[tuple[str, ...] | None, _option(_COMPARE, _split)] = None
+    comm: Annotated[tuple[str, ...] | None, _option(_COMPARE, split)] = None
     "Communication libraries of ddp and fsdp: gloo,pneumo,nccl (nccl with a GPU a rank, else gloo and pneumo)."
     ranks: Annotated[tuple[int, ...] | None, _option(_COMPARE, _split_numbers)] = None
     "Numbers of ranks, as in 1,2,4 (powers of two and the world, as far as a batch of at most 64 can be divided)."
@@ -115,14 +110,6 @@ def seconds(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name that a mistyped one is nearest to, as the end of a sentence, with all known names."""
-    names = sorted(known)
-    found = difflib.get_close_matches(name, names, 1, 0.5)
-    hint = f"did you mean {found[0]}? " if found else ""
-    return f"{hint}(known: {', '.join(names)})"
-
-
 def parse(argv: Sequence[str], *, show_help: bool = True) -> Command | None:
     """Read flags, and a TOML file where one is named, which flags override; None where --help was asked for.
 
@@ -131,20 +118,13 @@ def parse(argv: Sequence[str], *, show_help: bool = True) -> Command | None:
     """
     found: list[tuple[tuple[str, ...], Command]] = []
     app = _app(found)
-    try:
+    flags = [f"--{f.name.replace('_', '-')}" for f in fields(Study)] + ["--dry-run", "--json", "--help"]
+    with one_sentence(flags):
         # Read twice: only the first reading tells the file's name from the flags' values.
         if not _read(app, argv, show_help):
             return None
         if files := found[0][0]:
             _read(app, [*_from_file(_only(files), argv), *argv], show_help)
-    except UnknownOptionError as error:
-        keyword = error.token.keyword or error.token.value if error.token else "?"
-        flags = [f"--{f.name.replace('_', '-')}" for f in fields(Study)] + ["--dry-run", "--json", "--help"]
-        raise Refused(f"Unknown flag {keyword}: {nearest(keyword, flags)}.") from None
-    except CycloptsError as error:
-        if isinstance(error.__cause__, Refused):
-            raise error.__cause__ from None
-        raise Refused(" ".join(str(error).split())) from None
     made = found[-1][1]
     _check(made.study)
     return made
@@ -237,7 +217,7 @@ def _check(study: Study) -> None:
         raise Refused("--ranks, --backends and --comm need at least one value each.")
     if not 0 <= study.seed <= MAX_SEED:
         raise Refused(f"--seed {study.seed}: a seed is from 0 to {MAX_SEED}.")
-    if study.study in ("", ".", "..", "latest") or "/" in study.study or "\0" in study.study:
+    if not names_a_folder(study.study):
         raise Refused(f"--study {study.study!r}: this cannot name a folder of results; choose a plain name.")
     if study.size % 4 or not 16 <= study.size <= 1024:
         raise Refused(f"--size {study.size}: pictures have an edge of 16 to 1024 pixels, a multiple of 4.")

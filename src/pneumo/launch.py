@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 
@@ -16,7 +16,7 @@ from pneumo.errors import PneumoError, Refused
 from pneumo.job import Job
 from pneumo.plan import Plan, make_plan, make_schedule
 from pneumo.progress import Progress
-from pneumo.world import Together, World, launched
+from pneumo.world import Together, World, in_world, launched, speaks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,33 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a study; returns the exit code: 0 done, 1 failed, 2 refused."""
     command, refused = None, None
     try:
-        command = parse(sys.argv[1:] if argv is None else argv, show_help=_speaks())
+        command = parse(sys.argv[1:] if argv is None else argv, show_help=speaks())
     except Refused as error:
         refused = error
     if refused is None and (command is None or command.dry_run):
         return _without_world(command)
     process.keep_memory()
     process.stay_offline()
-    with World.start() as world:
-        if refused is not None:
-            return world.refuse(refused)
-        assert command is not None
-        try:
-            return _run(command, world)
-        except Together as error:
-            return world.refuse(error)
-    return 1
-
-
-def _speaks() -> bool:
-    """Whether this process is the one that prints, by what its launcher says: MPI need not be there yet."""
-    started = launched()
-    return started is None or started[2] == 0
+    return in_world(lambda world: _run(cast(Command, command), world), refused)
 
 
 def _without_world(command: Command | None) -> int:
     """Help has been printed by the parser; a dry run prints its plan. Of several ranks the first one speaks."""
-    if command is None or not _speaks():
+    if command is None or not speaks():
         return 0
     started, cores = launched(), machine.usable_cores()
     size = started[1] if started else max(command.study.ranks or (8,))

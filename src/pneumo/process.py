@@ -14,11 +14,28 @@ def keep_memory() -> bool:
     A training step frees and takes the same large tensors again and again; returning them to the kernel costs a page
     fault for each 4 KiB, which was half of the CNN's step on CPU.
     """
+    return _set_malloc(mmap_bytes=1 << 30, trim_bytes=(1 << 31) - 1, pad_bytes=1 << 26)
+
+
+def return_memory() -> bool:
+    """Make malloc behave as glibc's does by itself in a process that has used large blocks; False where it cannot be.
+
+    glibc's threshold, from which blocks are mapped and unmapped one by one, rises with the blocks that are freed up to
+    32 MiB, and the one for trimming is twice that. `mallopt` ends this adaptation for good, so its end point is set.
+    What malloc has kept until now goes back too, or large blocks would still be taken from there.
+    """
+    if not _set_malloc(mmap_bytes=32 << 20, trim_bytes=64 << 20, pad_bytes=128 << 10):
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    return True
+
+
+def _set_malloc(*, mmap_bytes: int, trim_bytes: int, pad_bytes: int) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_MMAP_THRESHOLD, 1 << 30), (_M_TRIM_THRESHOLD, (1 << 31) - 1), (_M_TOP_PAD, 1 << 26))
+    settings = ((_M_MMAP_THRESHOLD, mmap_bytes), (_M_TRIM_THRESHOLD, trim_bytes), (_M_TOP_PAD, pad_bytes))
     return bool(sum(mallopt(name, value) for name, value in settings) == len(settings))
 
 

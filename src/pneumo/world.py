@@ -32,6 +32,12 @@ def launched() -> Started:
     return None
 
 
+def speaks() -> bool:
+    """Whether this process is the one that prints, by what its launcher says: MPI need not be there yet."""
+    started = launched()
+    return started is None or started[2] == 0
+
+
 def use_no_network(started: Started) -> None:
     """Choose Open MPI's transports before it starts, where the launcher (as of `launched`) says that one node is all.
 
@@ -255,6 +261,18 @@ class World:
         """The MPI library's name and version, its first line."""
         version: str = self._mpi.Get_library_version()
         return version.split("\n")[0].split(", package")[0].strip("\0 ")
+
+
+def in_world(work: Callable[["World"], int], refused: Refused | None) -> int:
+    """Do the work of a command in an MPI world; returns its exit code, or that of the refusal, which is said once."""
+    with World.start() as world:
+        if refused is not None:
+            return world.refuse(refused)
+        try:
+            return work(world)
+        except Together as error:
+            return world.refuse(error)
+    return 1
 
 
 class Together(PneumoError):  # noqa: N818 -- says how it is raised

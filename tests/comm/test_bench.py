@@ -245,6 +245,7 @@ def test_sums_that_a_short_type_cannot_count_may_round() -> None:
 
 FAULTS = """
 import ctypes
+from pneumo import process
 from pneumo.comm.bench import memory
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
@@ -254,7 +255,7 @@ def use(size):
     libc.free(block)
     return memory.faults() - before
 for _ in range(3):
-    for setting in (memory.keep_freed, memory.return_freed):
+    for setting in (process.keep_memory, process.return_memory):
         assert setting()
         use(40 << 20)
         print(use(40 << 20), end=" ")

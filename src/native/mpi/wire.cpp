@@ -98,18 +98,6 @@ std::unique_ptr<Wire> make(const std::vector<int>& world_ranks) { return std::ma
 PYBIND11_MODULE(_mpi, module) {
     module.doc() = "Messages between nodes through MPI, for pneumo.comm.";
     module.def(
-        "world_rank",
-        [] {
-            int rank = 0, level = 0;
-            MPI_Query_thread(&level);
-            if (level < MPI_THREAD_MULTIPLE) {
-                throw std::runtime_error("MPI was not initialised with MPI_THREAD_MULTIPLE, which several hosts need");
-            }
-            MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-            return rank;
-        },
-        "This process's rank in MPI's world; RuntimeError where its threads may not call MPI at any time.");
-    module.def(
         "wire", [] { return pybind11::capsule(reinterpret_cast<void*>(&pneumo::make), "pneumo.wire"); },
         "The function that makes a wire, for _native.use_mpi.");
 }

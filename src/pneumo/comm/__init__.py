@@ -66,7 +66,7 @@ def _find_mpi() -> None:
         wires = import_module("pneumo.comm._mpi")
     except ImportError:
         return
-    _native.use_mpi(wires.wire(), wires.world_rank())
+    _native.use_mpi(wires.wire(), mpi.COMM_WORLD.rank)
 
 
 rendezvous.register()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from pneumo.errors import PneumoError, Refused
-from pneumo.study.schema import PHASES, RunFile, Summary
+from pneumo.study.schema import PHASES, RunFile, Summary, names_a_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +76,7 @@ class ResultFolder:
 
         Raises Refused where the study's name is no plain name or the place cannot be written.
         """
-        if not study or study in (".", "..", "latest") or "/" in study or "\0" in study:
+        if not names_a_folder(study):
             raise Refused(f"The study's name {study!r} cannot name a folder; choose a plain name.")
         stamp = (now or datetime.now(UTC)).astimezone(UTC).strftime("%Y-%m-%dT%H%M%SZ")
         try:

@@ -14,6 +14,11 @@ State = Literal["running", "done", "failed", "stopped"]
 VerdictName = Literal["faster", "slower", "equivalent", "undecided"]
 
 
+def names_a_folder(study: str) -> bool:
+    """Whether results can be kept in a folder of this name beside the link `latest`."""
+    return study not in ("", ".", "..", "latest") and "/" not in study and "\0" not in study
+
+
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A record that refuses fields it does not know, on reading as on making."""
 

@@ -2,7 +2,6 @@
 
 import datetime
 import os
-import socket
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-import pneumo.comm  # noqa: F401 -- registers the backend
+from pneumo.comm.rendezvous import make_store  # which registers the backend too
 from pneumo.world import World
 
 # A rank that raised leaves the others waiting for so long; on two shared cores, Gloo's start can take some seconds.
@@ -31,19 +30,7 @@ class Ranks:
 
     def _start(self) -> None:
         """Make all process groups; the default one is pneumo's."""
-        listener = None
-        if self.rank == 0:
-            listener = socket.create_server(("127.0.0.1", 0), backlog=64)
-        host, port = self._world.share(listener.getsockname() if listener else None)
-        self.store = dist.TCPStore(  # type: ignore[attr-defined]
-            host,
-            port,
-            self.size,
-            is_master=self.rank == 0,
-            timeout=TIMEOUT,
-            wait_for_workers=False,
-            master_listen_fd=listener.detach() if listener else None,
-        )
+        self.store = make_store(self.comm, "127.0.0.1", TIMEOUT)
         dist.init_process_group("pneumo", store=self.store, rank=self.rank, world_size=self.size, timeout=TIMEOUT)
         self._groups: dict[tuple[str, tuple[int, ...]], Any] = {}
         self.pneumo: Any = self.group(self.everybody)

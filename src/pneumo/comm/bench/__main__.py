@@ -5,14 +5,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pneumo import process
-from pneumo.comm.bench import memory
 from pneumo.comm.bench.cases import ITEM_BYTES, Case, cases
 from pneumo.comm.bench.options import Options, check_places, parse
 from pneumo.errors import Refused
-from pneumo.world import Together, World, launched
+from pneumo.world import Together, World, in_world, speaks
 
 if TYPE_CHECKING:
     from pneumo.comm.bench.libraries import Library
@@ -26,32 +25,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options, refused = None, None
     try:
-        started = launched()
-        if {"--help", "-h"} & set(arguments) and started and started[2] != 0:
+        if {"--help", "-h"} & set(arguments) and not speaks():
             return 0  # of several ranks the first one speaks
         options = parse(arguments)
     except Refused as error:
         refused = error
     if options is None and refused is None:
         return 0
-    memory.keep_freed()
+    process.keep_memory()
     process.stay_offline()
     process.limit_threads(1)
-    with World.start() as world:
-        if refused is None and world.size < 2:
-            refused = Refused("The benchmark needs 2 ranks or more: mpirun -n 2 python -m pneumo.comm.bench.")
-        if refused is not None:
-            return world.refuse(refused)
-        assert options is not None
-        try:
-            return _run(options, world)
-        except Together as error:
-            return world.refuse(error)
-    return 1
+    return in_world(lambda world: _run(cast(Options, options), world), refused)
 
 
 def _run(options: Options, world: World) -> int:
     """The spine: libraries, header, each operation and type, tables and files."""
+    if world.size < 2:
+        raise Together(Refused("The benchmark needs 2 ranks or more: mpirun -n 2 python -m pneumo.comm.bench."))
     world.run_on_first(lambda: check_places(options))
     world.bind(world.size, 1)
     from pneumo.comm.bench.about import facts

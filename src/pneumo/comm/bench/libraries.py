@@ -10,7 +10,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from pneumo.comm.bench import memory
+from pneumo import process
 from pneumo.comm.bench.buffers import Slot, raw
 from pneumo.comm.bench.cases import Op
 
@@ -106,11 +106,11 @@ class MpiPlain(Mpi):
 
     def resume(self) -> None:
         """Let malloc return memory."""
-        memory.return_freed()
+        process.return_memory()
 
     def pause(self) -> None:
         """Let malloc keep it again, as for all others."""
-        memory.keep_freed()
+        process.keep_memory()
 
 
 class Horovod(Library):

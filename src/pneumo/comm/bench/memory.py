@@ -1,36 +1,12 @@
-"""Memory: how much there is, how large the cache is, and the two ways in which glibc's malloc can be set."""
+"""Memory: how much there is, how large the cache is, and what page faults it has cost."""
 
-import ctypes
 import resource
 from pathlib import Path
 
-from pneumo import machine, process
+from pneumo import machine
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_PLAIN = ((_M_MMAP_THRESHOLD, 32 << 20), (_M_TRIM_THRESHOLD, 64 << 20), (_M_TOP_PAD, 128 << 10))
 _CACHE_BYTES = 32 << 20  # where the system does not tell
 _LARGEST_CACHE = 256 << 20
-
-
-def keep_freed() -> bool:
-    """Make malloc keep what is freed, as in all our jobs; False where this C library cannot be told."""
-    return process.keep_memory()
-
-
-def return_freed() -> bool:
-    """Make malloc behave as glibc's does by itself in a process that has used large blocks; False where it cannot be.
-
-    glibc's threshold, from which blocks are mapped and unmapped one by one, rises with the blocks that are freed up to
-    32 MiB, and the one for trimming is twice that. `mallopt` ends this adaptation for good, so its end point is set.
-    What malloc has kept until now goes back too, or large blocks would still be taken from there.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        done = [libc.mallopt(name, value) for name, value in _PLAIN]
-        libc.malloc_trim(0)
-    except (OSError, AttributeError):
-        return False
-    return all(done)
 
 
 def faults() -> int:

@@ -1,16 +1,16 @@
 """The benchmark's flags, parsed once and frozen."""
 
-import difflib
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, CycloptsError, Parameter, UnknownOptionError
+from cyclopts import App, Parameter
 
 from pneumo.comm.bench.cases import DEFAULT_SIZES, ITEM_BYTES, OPS, parse_size
 from pneumo.errors import Refused
+from pneumo.flags import nearest, one_sentence, split
 from pneumo.places import require_file
 
 # All libraries in the order of the tables.
@@ -18,12 +18,8 @@ LIBRARIES = ("memcpy", "pneumo", "gloo", "horovod", "mpi", "mpi_plain", "deepspe
 PLOTS = (".svg", ".png")
 
 
-def _words(_type: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
-    return tuple(part.strip() for token in tokens for part in token.value.split(",") if part.strip())
-
-
 def _sizes(_type: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(parse_size(word) for word in _words(_type, tokens))
+    return tuple(parse_size(word) for word in split(_type, tokens))
 
 
 def _list(converter: Any) -> Parameter:
@@ -34,13 +30,13 @@ def _list(converter: Any) -> Parameter:
 class Options:
     """What is asked for."""
 
-    op: Annotated[tuple[str, ...], _list(_words)] = ("allreduce",)
+    op: Annotated[tuple[str, ...], _list(split)] = ("allreduce",)
     "Operations with commas between, or all (allreduce)."
-    dtype: Annotated[tuple[str, ...], _list(_words)] = ("float32",)
+    dtype: Annotated[tuple[str, ...], _list(split)] = ("float32",)
     "Element types by their torch names, with commas between (float32)."
     bytes: Annotated[tuple[int, ...], _list(_sizes)] = DEFAULT_SIZES
     "Bytes of a rank's tensor, as in 4,64K,16M, in powers of 1024 (4 to 256M)."
-    libraries: Annotated[tuple[str, ...], _list(_words)] = LIBRARIES
+    libraries: Annotated[tuple[str, ...], _list(split)] = LIBRARIES
     "What to compare (all that are installed)."
     repeats: int = 25
     "Samples of each library at each size, at most."
@@ -67,17 +63,9 @@ def parse(argv: Sequence[str]) -> Options | None:
     def command(*, options: Annotated[Options, Parameter(name="*")] = Options()) -> None:
         found.append(options)
 
-    try:
+    with one_sentence([*(f"--{f.name}" for f in fields(Options)), "--help"]):
         function, bound, _ = app.parse_args(list(argv), print_error=False, exit_on_error=False)
         function(*bound.args, **bound.kwargs)
-    except UnknownOptionError as error:
-        keyword = error.token.keyword or error.token.value if error.token else "?"
-        flags = [*(f"--{f.name}" for f in fields(Options)), "--help"]
-        raise Refused(f"Unknown flag {keyword}: {_nearest(keyword, flags)}.") from None
-    except CycloptsError as error:
-        if isinstance(error.__cause__, Refused):
-            raise error.__cause__ from None
-        raise Refused(" ".join(str(error).split())) from None
     return _checked(found[0]) if found else None
 
 
@@ -91,9 +79,9 @@ def _checked(options: Options) -> Options:
     ):
         for name in names:
             if name not in known:
-                raise Refused(f"{flag} {name}: unknown; {_nearest(name, known)}.")
+                raise Refused(f"{flag} {name}: unknown; {nearest(name, known)}.")
         if not names:
-            raise Refused(f"{flag} needs at least one name: {_nearest('', known)}.")
+            raise Refused(f"{flag} needs at least one name: {nearest('', known)}.")
     if not options.bytes:
         raise Refused("--bytes needs at least one size, as in 4,64K,16M.")
     if options.repeats < 3:
@@ -115,9 +103,3 @@ def check_places(options: Options) -> None:
         raise Refused(f"--plot {options.plot}: a plot is a file that ends in .svg or .png.")
     if importlib.util.find_spec("matplotlib") is None:
         raise Refused("--plot needs matplotlib, which is not installed; leave --plot out, or pip install matplotlib.")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    found = difflib.get_close_matches(name, names, 1, 0.5)
-    return (f"did you mean {found[0]}? " if found else "") + f"(known: {', '.join(names)})"
