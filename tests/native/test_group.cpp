@@ -255,6 +255,24 @@ void messages(int size) {
     });
 }
 
+/// Many empty messages with one tag: each posts, is granted and ends at once, and its header goes to the next.
+void empty_messages() {
+    World world(2, {.one_shot_bytes = 256, .chunk_bytes = 4096, .channel_bytes = 256}, {});
+    world.each([&](Rank& rank, int me) {
+        std::vector<std::shared_ptr<Operation>> operations;
+        std::vector<int> source(200);
+        for (int n = 0; n < 200; ++n) {
+            const auto body = [&, n](Operation& o) {
+                if (me == 0) return rank.group->send(o, nullptr, 0, 1, 0);
+                return rank.group->receive(o, nullptr, 0, 0, 0, &source[static_cast<size_t>(n)]);
+            };
+            operations.push_back(rank.group->operation(body, milliseconds(20000), nullptr));
+            rank.engine.submit(operations.back(), false);
+        }
+        for (auto& operation : operations) CHECK(rank.engine.wait(*operation) && !operation->error());
+    });
+}
+
 std::string message_of(const std::shared_ptr<Operation>& operation) {
     try {
         if (operation->error()) std::rethrow_exception(operation->error());
@@ -319,6 +337,7 @@ int main() {
         in_flight(size);
         messages(size);
     }
+    empty_messages();
     mismatch();
     missing();
     leaving();

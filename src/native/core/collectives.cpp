@@ -1,6 +1,5 @@
-// The collectives: each is one coroutine, in rounds of a chunk. The protocol and the bytes that each moves are
-// explained in
-// ../README.md.
+// The collectives: each is one coroutine, in rounds of a chunk. ../README.md explains the protocol and the bytes that
+// each moves.
 
 #include <algorithm>
 

@@ -80,14 +80,10 @@ bool Engine::wait(Operation& operation, milliseconds timeout) {
         lock.unlock();
         while (!operation.done() && Clock::now() < limit && !stopping_) {
             if (poll() || spin(blocked_patience(operation), operation.patience.yields) || operation.done()) continue;
-            doorbell_.sleepers.fetch_add(1, std::memory_order_seq_cst);
-            const uint32_t seen = doorbell_.bell.load(std::memory_order_acquire);
-            std::atomic_thread_fence(std::memory_order_seq_cst);
-            if (!poll()) {
+            if (const auto seen = lie_down()) {
                 examine();
-                futex_wait(doorbell_.bell, seen, std::min<Clock::duration>(limit - Clock::now(), longest_sleep()));
+                sleep(*seen, std::min<Clock::duration>(limit - Clock::now(), longest_sleep()));
             }
-            doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
         }
         lock.lock();
         release();
@@ -128,30 +124,23 @@ void Engine::progress_loop() {
         if (!can_drive()) continue;
         driving_ = true;
         lock.unlock();
-        bool asleep = false;
-        uint32_t seen = 0;
+        std::optional<uint32_t> seen;
         while (!stopped_ && pending_ > 0 && !has_ended_ && wanted_ == 0) {
             if (poll() || spin(progress_patience(), true)) continue;
-            doorbell_.sleepers.fetch_add(1, std::memory_order_seq_cst);
-            seen = doorbell_.bell.load(std::memory_order_acquire);
-            std::atomic_thread_fence(std::memory_order_seq_cst);
-            asleep = !poll();
-            if (asleep) break;
-            doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+            if ((seen = lie_down())) break;
         }
-        if (asleep) examine();
-        const auto sleep = longest_sleep();
+        if (seen) examine();
+        const auto longest = longest_sleep();
         lock.lock();
-        watched_ = asleep;
-        driving_ = false;
-        if (!asleep) {
+        if (!seen) {
             release();
             continue;
         }
+        watched_ = true;
+        driving_ = false;
         if (wanted_ > 0 || !ended_.empty()) changed_.notify_all();
         lock.unlock();
-        futex_wait(doorbell_.bell, seen, sleep);
-        doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+        sleep(*seen, longest);
         lock.lock();
         watched_ = false;
     }
@@ -242,6 +231,20 @@ bool Engine::spin(std::chrono::microseconds patience, bool yields) {
         }
         if (Clock::now() >= limit || examine_now_.load(std::memory_order_relaxed)) return false;
     }
+}
+
+std::optional<uint32_t> Engine::lie_down() {
+    doorbell_.sleepers.fetch_add(1, std::memory_order_seq_cst);
+    const uint32_t seen = doorbell_.bell.load(std::memory_order_acquire);
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    if (!poll()) return seen;
+    doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
+    return std::nullopt;
+}
+
+void Engine::sleep(uint32_t seen, std::chrono::nanoseconds longest) {
+    futex_wait(doorbell_.bell, seen, longest);
+    doorbell_.sleepers.fetch_sub(1, std::memory_order_relaxed);
 }
 
 std::chrono::microseconds Engine::blocked_patience(const Operation& operation) const {

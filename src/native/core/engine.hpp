@@ -4,6 +4,7 @@
 #include <deque>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <vector>
 
@@ -51,6 +52,11 @@ class Engine {
     void finish(std::shared_ptr<Operation> operation);
     /// Poll for at most this long; true if something went on.
     bool spin(std::chrono::microseconds patience, bool yields);
+    /// Announce that this thread is about to sleep, and look once more: what the bell has shown, nothing if it must
+    /// not.
+    std::optional<uint32_t> lie_down();
+    /// Sleep, as announced by `lie_down`, until the bell shows something else than `seen`; needs no role.
+    void sleep(uint32_t seen, std::chrono::nanoseconds longest);
     /// Interrupt what has waited too long or in vain.
     void examine();
     /// Give the role up, and see to it that somebody goes on.

@@ -93,8 +93,6 @@ Group::Group(Engine& engine, std::byte* memory, int rank, std::vector<Member> me
       sends_(static_cast<size_t>(size_)),
       receiving_(static_cast<size_t>(size_), 0) {}
 
-Group::~Group() = default;
-
 Group::RankState& Group::state(int rank) const { return reinterpret_cast<RankState*>(memory_ + layout_.ranks)[rank]; }
 
 std::byte* Group::small(int rank) const {
@@ -154,8 +152,8 @@ void Group::check_calls() {
     bool same = true;
     for (int other = 0; other < size_; ++other) same &= std::memcmp(small(other), &call_, sizeof(Call)) == 0;
     if (!same) disagree();
-    for (int other = 0; other < size_;
-         ++other) {  // one may have given up before the last rank, which is this one, came
+    // One may have given up before the last rank, which is this one, came.
+    for (int other = 0; other < size_; ++other) {
         const auto& peer = state(other);
         if (peer.presence.load(std::memory_order_acquire) != RankState::ABORTED || peer.given_up > sequence_) continue;
         fail(Error::Kind::PEER_LOST, describe() + " cannot be done: " + name({other}) + " gave up: " + peer.reason);

@@ -40,13 +40,11 @@ class Group final : public Communicator {
     };
 
     Group(Engine& engine, std::byte* memory, int rank, std::vector<Member> members, Tuning tuning, Patience patience);
-    ~Group() override;
 
     int rank() const { return rank_; }
     int size() const { return size_; }
     Lane* lane() override { return &lane_; }
     Engine& engine() override { return engine_; }
-    const Tuning& tuning() const { return tuning_; }
 
     /// An operation of this group, ready to be submitted; `lane` null for point-to-point ones.
     std::shared_ptr<Operation> operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) override;
@@ -75,7 +73,7 @@ class Group final : public Communicator {
     struct RankState;
     struct Channel;
     struct Receive;
-    struct Withdrawn;
+    struct Posted;
     enum Stage { ARRIVED, FILLED, REDUCED, DRAINED, kStages };
     static constexpr int kWindow = 8;  // steps of a stage that may be open at once, more than kDepth
 

@@ -36,13 +36,12 @@ Own* own = nullptr;  // of the process; a forked child sees its parent's
 
 Process Process::get(Segment::Kind kind) {
     static std::mutex mutex;
-    static bool registered = false;
     std::lock_guard lock(mutex);
     if (own != nullptr && !own->engine->usable()) {
         throw Error(Error::Kind::SYSTEM, "a process that was forked from one which uses this backend cannot use it");
     }
-    if (own == nullptr) own = new Own(kind);
-    if (!std::exchange(registered, true)) {
+    if (own == nullptr) {
+        own = new Own(kind);
         pthread_atfork(nullptr, nullptr, [] { own->engine->forked(); });
     }
     return {*own->engine, own->segment.handle()};

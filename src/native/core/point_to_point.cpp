@@ -36,12 +36,9 @@ struct Queued {
 
 }  // namespace
 
-/// A message that nobody asked for in time must not be found later.
-struct Group::Withdrawn {
-    ~Withdrawn() {
-        uint32_t posted = Channel::Header::POSTED;
-        header->state.compare_exchange_strong(posted, Channel::Header::FREE);
-    }
+/// A header in use: it belongs to its sender, who gives it back however the message ends.
+struct Group::Posted {
+    ~Posted() { header->state.store(Channel::Header::FREE, std::memory_order_release); }
     Channel::Header* header;
 };
 
@@ -129,7 +126,7 @@ Task Group::send(Operation& operation, const void* data, size_t bytes, int to, i
     header->number = messages_++;
     header->state.store(Channel::Header::POSTED, std::memory_order_release);
     peer.ring();
-    const Withdrawn withdrawn{header};
+    const Posted posted{header};
     uint32_t state = 0;
     const auto answered = [&] {
         state = header->state.load(std::memory_order_acquire);
@@ -138,7 +135,6 @@ Task Group::send(Operation& operation, const void* data, size_t bytes, int to, i
     PeerDid asked(to, text, answered, true);
     co_await operation.until(asked);
     if (state == Channel::Header::REFUSED) {
-        header->state.store(Channel::Header::FREE, std::memory_order_release);
         throw Error(Error::Kind::MISMATCH, text + ": the receiver expects another size");
     }
     for (size_t begin = 0; begin < bytes; begin += tuning_.channel_bytes) {
@@ -185,8 +181,6 @@ Task Group::receive(Operation& operation, void* data, size_t bytes, int from, in
         peer.ring();
     }
     busy = 0;
-    receive.header->state.store(Channel::Header::FREE, std::memory_order_release);
-    peer.ring();
 }
 
 }  // namespace pneumo

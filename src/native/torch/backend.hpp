@@ -76,6 +76,11 @@ class PneumoBackend final : public c10d::Backend {
     struct Issue;
 
     WorkPtr issue(Issue issue);
+    WorkPtr gather_all(const char* operation, c10d::OpType type, const Tensors& outputs, const Tensors& inputs,
+                       const c10d::AllgatherOptions& opts);
+    /// `wanted`: on the root one tensor for each rank, or one for all; empty elsewhere.
+    WorkPtr gather_to(const char* title, int root, const Tensors& wanted, const at::Tensor& input,
+                      const c10d::GatherOptions& opts);
     WorkPtr receive(Tensors& tensors, int from, int tag, c10d::OpType type);
     Call call(Kind kind, const at::Tensor& tensor, int64_t count, int64_t root = -1) const;
     const at::Tensor& only(const char* operation, const Tensors& tensors) const;

@@ -60,22 +60,38 @@ WorkPtr PneumoBackend::allgather(std::vector<Tensors>& outputs, Tensors& inputs,
 }
 
 WorkPtr PneumoBackend::all_gather_single(at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& opts) {
-    check_tensor("all_gather_single", input);
-    check_output("all_gather_single", output);
-    TORCH_CHECK(output.scalar_type() == input.scalar_type() && output.numel() == input.numel() * size_,
-                "pneumo: all_gather_single needs an output of ", input.numel() * size_, " x ", input.scalar_type(),
-                ", got ", output.numel(), " x ", output.scalar_type());
-    const Call call = this->call(Kind::ALLGATHER, input, input.numel());
-    const at::Tensor dense = input.contiguous(), wanted = output, room = room_for(output);
+    return gather_all("all_gather_single", OpType::_ALLGATHER_BASE, {output}, {input}, opts);
+}
+
+WorkPtr PneumoBackend::all_gather_single_coalesced(Tensors& outputs, Tensors& inputs,
+                                                   const c10d::AllgatherOptions& opts) {
+    return gather_all("all_gather_single_coalesced", OpType::ALLGATHER_INTO_TENSOR_COALESCED, outputs, inputs, opts);
+}
+
+WorkPtr PneumoBackend::gather_all(const char* operation, OpType type, const Tensors& outputs, const Tensors& inputs,
+                                  const c10d::AllgatherOptions& opts) {
+    TORCH_CHECK(outputs.size() == inputs.size(), "pneumo: ", operation, " needs as many outputs as inputs");
+    std::vector<Call> calls;
+    for (const auto i : c10::irange(inputs.size())) {
+        check_tensor(operation, inputs[i]);
+        check_output(operation, outputs[i]);
+        TORCH_CHECK(
+            outputs[i].numel() == inputs[i].numel() * size_ && outputs[i].scalar_type() == inputs[i].scalar_type(),
+            "pneumo: ", operation, " needs an output of ", inputs[i].numel() * size_, " x ", inputs[i].scalar_type(),
+            ", got ", outputs[i].numel(), " x ", outputs[i].scalar_type());
+        calls.push_back(call(Kind::ALLGATHER, inputs[i], inputs[i].numel()));
+    }
+    const Tensors dense = contiguous(inputs), rooms = rooms_for(outputs);
     auto group = node_->communicator;
     const int size = size_;
-    const auto body = [group, call, dense, wanted, room, size](Operation& operation) -> Task {
-        co_await group->allgather(operation, call, dense.const_data_ptr(), parts(room, size, dense.nbytes()),
-                                  dense.nbytes());
-        deliver({wanted}, {room});
+    const auto body = [group, calls, dense, outputs, rooms, size](Operation& operation) -> Task {
+        for (size_t i = 0; i < calls.size(); ++i) {
+            co_await group->allgather(operation, calls[i], dense[i].const_data_ptr(),
+                                      parts(rooms[i], size, dense[i].nbytes()), dense[i].nbytes());
+        }
+        deliver(outputs, rooms);
     };
-    return issue(
-        {OpType::_ALLGATHER_BASE, "pneumo:all_gather_single", {input}, {output}, body, opts.timeout, opts.asyncOp});
+    return issue({type, "pneumo:all_gather_single", inputs, outputs, body, opts.timeout, opts.asyncOp});
 }
 
 WorkPtr PneumoBackend::allgather_coalesced(std::vector<Tensors>& outputs, Tensors& inputs,
@@ -109,32 +125,6 @@ WorkPtr PneumoBackend::allgather_coalesced(std::vector<Tensors>& outputs, Tensor
                   opts.asyncOp, size_ > 1 ? outputs : std::vector<Tensors>()});
 }
 
-WorkPtr PneumoBackend::all_gather_single_coalesced(Tensors& outputs, Tensors& inputs,
-                                                   const c10d::AllgatherOptions& opts) {
-    TORCH_CHECK(outputs.size() == inputs.size(), "pneumo: all_gather_single_coalesced needs as many outputs as inputs");
-    std::vector<Call> calls;
-    for (const auto i : c10::irange(inputs.size())) {
-        check_tensor("all_gather_single_coalesced", inputs[i]);
-        check_output("all_gather_single_coalesced", outputs[i]);
-        TORCH_CHECK(
-            outputs[i].numel() == inputs[i].numel() * size_ && outputs[i].scalar_type() == inputs[i].scalar_type(),
-            "pneumo: all_gather_single_coalesced needs outputs of ", size_, " times the input");
-        calls.push_back(call(Kind::ALLGATHER, inputs[i], inputs[i].numel()));
-    }
-    const Tensors dense = contiguous(inputs), wanted = outputs, rooms = rooms_for(wanted);
-    auto group = node_->communicator;
-    const int size = size_;
-    const auto body = [group, calls, dense, wanted, rooms, size](Operation& operation) -> Task {
-        for (size_t i = 0; i < calls.size(); ++i) {
-            co_await group->allgather(operation, calls[i], dense[i].const_data_ptr(),
-                                      parts(rooms[i], size, dense[i].nbytes()), dense[i].nbytes());
-        }
-        deliver(wanted, rooms);
-    };
-    return issue({OpType::ALLGATHER_INTO_TENSOR_COALESCED, "pneumo:all_gather_single_coalesced", inputs, wanted, body,
-                  opts.timeout, opts.asyncOp});
-}
-
 WorkPtr PneumoBackend::gather(std::vector<Tensors>& outputs, Tensors& inputs, const c10d::GatherOptions& opts) {
     const at::Tensor& input = only("gather", inputs);
     const int root = check_root("gather", opts.rootRank);
@@ -147,15 +137,7 @@ WorkPtr PneumoBackend::gather(std::vector<Tensors>& outputs, Tensors& inputs, co
     } else {
         TORCH_CHECK(outputs.empty(), "pneumo: gather takes outputs on the root only");
     }
-    const Call call = this->call(Kind::GATHER, input, input.numel(), root);
-    const at::Tensor dense = input.contiguous();
-    const Tensors rooms = rooms_for(wanted);
-    auto group = node_->communicator;
-    const auto body = [group, call, dense, wanted, rooms](Operation& operation) -> Task {
-        co_await group->gather(operation, call, dense.const_data_ptr(), pointers(rooms), dense.nbytes());
-        deliver(wanted, rooms);
-    };
-    return issue({OpType::GATHER, "pneumo:gather", inputs, wanted, body, opts.timeout, opts.asyncOp});
+    return gather_to("pneumo:gather", root, wanted, input, opts);
 }
 
 WorkPtr PneumoBackend::gather_single(at::Tensor& output, at::Tensor& input, const c10d::GatherOptions& opts) {
@@ -167,19 +149,24 @@ WorkPtr PneumoBackend::gather_single(at::Tensor& output, at::Tensor& input, cons
         TORCH_CHECK(output.numel() == input.numel() * size_ && output.scalar_type() == input.scalar_type(),
                     "pneumo: gather_single needs an output of ", size_, " times the input");
     }
-    const Call call = this->call(Kind::GATHER, input, input.numel(), root);
-    const at::Tensor dense = input.contiguous();
     Tensors wanted;
     if (mine) wanted.push_back(output);
+    return gather_to("pneumo:gather_single", root, wanted, input, opts);
+}
+
+WorkPtr PneumoBackend::gather_to(const char* title, int root, const Tensors& wanted, const at::Tensor& input,
+                                 const c10d::GatherOptions& opts) {
+    const Call call = this->call(Kind::GATHER, input, input.numel(), root);
+    const at::Tensor dense = input.contiguous();
     const Tensors rooms = rooms_for(wanted);
     auto group = node_->communicator;
     const int size = size_;
     const auto body = [group, call, dense, wanted, rooms, size](Operation& operation) -> Task {
-        auto to = rooms.empty() ? std::vector<void*>() : parts(rooms[0], size, dense.nbytes());
+        auto to = rooms.size() == 1 ? parts(rooms[0], size, dense.nbytes()) : pointers(rooms);
         co_await group->gather(operation, call, dense.const_data_ptr(), std::move(to), dense.nbytes());
         deliver(wanted, rooms);
     };
-    return issue({OpType::GATHER, "pneumo:gather_single", {input}, wanted, body, opts.timeout, opts.asyncOp});
+    return issue({OpType::GATHER, title, {input}, wanted, body, opts.timeout, opts.asyncOp});
 }
 
 WorkPtr PneumoBackend::scatter(Tensors& outputs, std::vector<Tensors>& inputs, const c10d::ScatterOptions& opts) {

@@ -86,6 +86,11 @@ at::Tensor given(const at::Tensor& tensor, const Reduction& how) {
     return scaled;
 }
 
+Call reducing(Call call, const Reduction& how) {
+    call.op = how.op, call.averages = how.averages;
+    return call;
+}
+
 /// Where the result of a reduction comes to: the tensor itself where it can.
 at::Tensor room_for_sum(const at::Tensor& tensor, const Reduction& how) {
     return how.widened ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat)) : room_for(tensor);
@@ -98,8 +103,7 @@ WorkPtr PneumoBackend::allreduce(Tensors& tensors, const c10d::AllreduceOptions&
     const at::Tensor& tensor = only("all_reduce", tensors);
     check_output("all_reduce", tensor);
     const auto how = reduction("all_reduce", opts.reduceOp, tensor.scalar_type(), size_);
-    Call call = this->call(Kind::ALLREDUCE, tensor, tensor.numel() * how.width);
-    call.op = how.op, call.averages = how.averages;
+    const Call call = reducing(this->call(Kind::ALLREDUCE, tensor, tensor.numel() * how.width), how);
     auto group = node_->communicator;
     if (tensor.is_contiguous() && how.factor == 1.0 && !how.widened) {
         void* data = tensor.data_ptr();
@@ -128,8 +132,7 @@ WorkPtr PneumoBackend::allreduce_coalesced(Tensors& tensors, const c10d::Allredu
     for (const auto& tensor : tensors) flat.push_back(tensor.reshape({-1}));
     const at::AutoDispatchBelowADInplaceOrView guard;
     const at::Tensor all = given(at::cat(flat), how);
-    Call call = this->call(Kind::ALLREDUCE, all, all.numel() * how.width);
-    call.op = how.op, call.averages = how.averages;
+    const Call call = reducing(this->call(Kind::ALLREDUCE, all, all.numel() * how.width), how);
     auto group = node_->communicator;
     const auto body = [group, call, how, all, tensors](Operation& operation) -> Task {
         co_await group->allreduce(operation, call, all.data_ptr(), all.data_ptr(), how.dtype, how.scale);
@@ -153,7 +156,7 @@ WorkPtr PneumoBackend::allreduce_sparse(Tensors& tensors, const c10d::AllreduceO
     const at::Tensor indices = mine._indices().contiguous(), values = mine._values().contiguous();
     auto group = node_->communicator;
     const int size = size_;
-    Call sizes = call(Kind::ALLGATHER, indices, 1);
+    const Call sizes = call(Kind::ALLGATHER, indices, 1);
     int64_t row = 1;  // elements of a value
     for (const auto length : values.sizes().slice(1)) row *= length;
     const Call base = call(Kind::ALLGATHER, values, row);
@@ -185,10 +188,9 @@ WorkPtr PneumoBackend::allreduce_sparse(Tensors& tensors, const c10d::AllreduceO
         const auto outputs = [](const Tensors& tensors) {
             return pointers(Tensors(tensors.begin() + 1, tensors.end()));
         };
-        Call call = base;
-        co_await group->allgather(operation, call, all_indices[0].data_ptr(), outputs(all_indices),
+        co_await group->allgather(operation, base, all_indices[0].data_ptr(), outputs(all_indices),
                                   all_indices[0].nbytes());
-        co_await group->allgather(operation, call, all_values[0].data_ptr(), outputs(all_values),
+        co_await group->allgather(operation, base, all_values[0].data_ptr(), outputs(all_values),
                                   all_values[0].nbytes());
         const at::AutoDispatchBelowADInplaceOrView guard;
         Tensors index_parts, value_parts;
@@ -208,8 +210,7 @@ WorkPtr PneumoBackend::reduce(Tensors& tensors, const c10d::ReduceOptions& opts)
     const at::Tensor& tensor = only("reduce", tensors);
     const int root = check_root("reduce", opts.rootRank);
     const auto how = reduction("reduce", opts.reduceOp, tensor.scalar_type(), size_);
-    Call call = this->call(Kind::REDUCE, tensor, tensor.numel() * how.width, root);
-    call.op = how.op, call.averages = how.averages;
+    const Call call = reducing(this->call(Kind::REDUCE, tensor, tensor.numel() * how.width, root), how);
     if (root == rank_) check_output("reduce", tensor);
     const at::Tensor dense = given(tensor, how), room = root == rank_ ? room_for_sum(tensor, how) : at::Tensor();
     auto group = node_->communicator;
@@ -230,8 +231,7 @@ WorkPtr PneumoBackend::reduce_scatter(Tensors& outputs, std::vector<Tensors>& in
     for (const auto& input : inputs[0]) check_tensor("reduce_scatter", input);
     check_sizes("reduce_scatter", inputs[0], output);
     const auto how = reduction("reduce_scatter", opts.reduceOp, output.scalar_type(), size_);
-    Call call = this->call(Kind::REDUCE_SCATTER, output, output.numel() * how.width);
-    call.op = how.op, call.averages = how.averages;
+    const Call call = reducing(this->call(Kind::REDUCE_SCATTER, output, output.numel() * how.width), how);
     Tensors dense;
     for (const auto& input : inputs[0]) dense.push_back(given(input, how));
     const at::Tensor wanted = output, room = room_for_sum(output, how);
@@ -263,8 +263,7 @@ WorkPtr PneumoBackend::reduce_scatter_single_coalesced(Tensors& outputs, Tensors
             "pneumo: reduce_scatter_single needs an input of ", outputs[i].numel() * size_, " x ",
             outputs[i].scalar_type(), ", got ", inputs[i].numel(), " x ", inputs[i].scalar_type());
         const auto how = reduction("reduce_scatter_single", opts.reduceOp, inputs[i].scalar_type(), size_);
-        Call call = this->call(Kind::REDUCE_SCATTER, outputs[i], outputs[i].numel() * how.width);
-        call.op = how.op, call.averages = how.averages;
+        const Call call = reducing(this->call(Kind::REDUCE_SCATTER, outputs[i], outputs[i].numel() * how.width), how);
         calls.emplace_back(call, how);
     }
     Tensors dense;
