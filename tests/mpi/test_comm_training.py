@@ -348,9 +348,13 @@ def run_alone(folder: Path, command: Sequence[str], port: int | None = None) -> 
     return run([*shell, *command], timeout=240, env=None, cwd=folder, folder=folder)
 
 
-def losses(done: Result) -> list[str]:
-    """The losses that the script printed, which has to have ended well and to have gathered its objects."""
-    assert done.returncode == 0, done.text
+def losses(done: Result, *, ends_well: bool = True) -> list[str]:
+    """The losses that the script printed, which has to have gathered its objects.
+
+    Over Gloo it may yet die as it exits, after it has destroyed its group: one of its threads aborted the process in 2
+    of 12 runs ("terminate called without an active exception").
+    """
+    assert done.returncode == 0 or not ends_well, done.text
     assert "OBJECTS [{'rank': 0}, {'rank': 1}] no MPI" in done.stdout
     found = [line.split("LOSS ")[1] for line in done.stdout.splitlines() if "LOSS " in line]
     assert len(found) == 2, done.text
@@ -369,7 +373,7 @@ def test_a_script_under_torchrun_without_mpi(tmp_path: Path) -> None:
     ours.write_text(SCRIPT.replace("IMPORT", "import pneumo.comm").replace("BACKEND", '"pneumo"') + MAIN)
     gloos.write_text(SCRIPT.replace("IMPORT", "").replace("BACKEND", '"gloo"') + MAIN)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    expected = losses(run_alone(tmp_path, [*torchrun, *TORCHRUN["c10d"], str(gloos)]))
+    expected = losses(run_alone(tmp_path, [*torchrun, *TORCHRUN["c10d"], str(gloos)]), ends_well=False)
     assert expected[0] != expected[1], "it learns"
     for options in TORCHRUN.values():
         assert losses(run_alone(tmp_path, [*torchrun, *options, str(ours)])) == expected
@@ -379,7 +383,7 @@ def test_a_script_that_spawns_its_ranks_without_mpi(tmp_path: Path) -> None:
     ours, gloos = tmp_path / "ours.py", tmp_path / "gloos.py"
     ours.write_text(SCRIPT.replace("IMPORT", "import pneumo.comm").replace("BACKEND", '"pneumo"') + SPAWN)
     gloos.write_text(SCRIPT.replace("IMPORT", "").replace("BACKEND", '"gloo"') + SPAWN)
-    expected = losses(run_alone(tmp_path, [sys.executable, str(gloos)], free_port()))
+    expected = losses(run_alone(tmp_path, [sys.executable, str(gloos)], free_port()), ends_well=False)
     assert losses(run_alone(tmp_path, [sys.executable, str(ours)], free_port())) == expected
 
 
