@@ -712,7 +712,8 @@ def rounds(me: Rank, count: int, kind: str) -> None:
         work.wait()
         dist.all_reduce(ones(LARGE), async_op=True).get_future().then(lambda future: future.value()).wait()
         dist.barrier()
-        me.notes["names"].append(sorted(name for name in os.listdir("/dev/shm") if f"pneumo-{os.getpid()}-" in name))
+        mine = Path("/dev/shm").glob(f"pneumo-{os.getpid()}-*")
+        me.notes["names"].append([{"name": path.name, "bytes": path.stat().st_size} for path in mine])
         dist.destroy_process_group()
         del groups, work
         me.notes["held"].append(held())

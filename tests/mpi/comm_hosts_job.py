@@ -1,7 +1,9 @@
-"""Ranks on several hosts: every collective over `pneumo` against its closed form, and a mismatch between hosts."""
+"""Ranks on several hosts: every collective over `pneumo` against its closed form, and failures between hosts."""
 
+import datetime
 import socket
 import sys
+import time
 
 import pytest
 import torch
@@ -68,6 +70,18 @@ for peer in range(size):  # messages within a host and between hosts, in both di
             work.wait()
         assert (y == peer).all()
 
+messages = {0: 10, 3: 70_000}  # elements by tag; who receives from any rank does so from both hosts
+works = [dist.isend(torch.full((n,), float(rank)), 0, tag=tag) for tag, n in messages.items()] if rank else []
+for tag, n in messages.items():
+    sources = []
+    for _ in range((size - 1) * (rank == 0)):
+        y = torch.empty(n)
+        sources.append(dist.recv(y, tag=tag))
+        assert (y == sources[-1]).all()
+    assert rank or sorted(sources) == list(range(1, size))
+for work in works:
+    work.wait()
+
 half = dist.new_group([0, size - 1])  # one rank on the first host, one on the last
 if rank in (0, size - 1):
     x = torch.full((5000,), rank + 1.0)
@@ -77,7 +91,33 @@ dist.barrier()
 if "mismatch" in sys.argv:
     with pytest.raises(dist.DistBackendError, match=r"3 x float32.*4 x float32"):
         dist.all_reduce(torch.ones(3 if hosts[rank] == hosts[0] else 4))
-comm.Barrier()
+for how in ("aborts", "does not come"):
+    group = dist.new_group(timeout=datetime.timedelta(seconds=60 if how == "aborts" else 2))
+    dist.barrier(group)
+    begin = time.monotonic()
+    if rank == size - 1:
+        time.sleep(0.5)
+        if how == "aborts":
+            group._get_backend(torch.device("cpu")).abort()
+        comm.Barrier()
+        time.sleep(1)
+    else:
+        with pytest.raises(dist.DistBackendError, match=r"gave up|timed out"):
+            dist.all_reduce(torch.ones(50_000), group=group)
+        assert time.monotonic() - begin < 5
+        with pytest.raises(dist.DistBackendError):  # also of what comes later
+            dist.barrier(group)
+        comm.Barrier()
+    comm.Barrier()
 if rank == 0:
     print("hosts", *sorted(set(hosts)), flush=True)
+if "exception" in sys.argv:
+    if rank == size - 1:
+        raise RuntimeError("one rank fails")
+    begin = time.monotonic()
+    with pytest.raises(dist.DistBackendError, match=r"gave up|left the group|died"):
+        dist.all_reduce(torch.ones(50_000))
+    assert time.monotonic() - begin < 10
+    if rank == 0:
+        print("the others know", flush=True)
 dist.destroy_process_group()

@@ -31,11 +31,6 @@ WORLDS = {
 }
 TIMEOUT_S = 900
 
-# What does not work yet, from how many ranks on.
-KNOWN = {
-    "messages.check_more_messages_than_a_channel_has_headers_in_the_reverse_order": (2, "only 32 can be posted"),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -52,17 +47,6 @@ def names() -> list[str]:
     for path in sorted((HERE / "comm_checks").glob("*.py")):
         functions = [node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
         found += [f"{path.stem}.{name}" for name in functions if name.startswith("check_") and path.stem != ALONE]
-    return found
-
-
-def cases() -> list[object]:
-    """(ranks, check) of all worlds; those that are known to fail have to."""
-    found: list[object] = []
-    for n in WORLDS:
-        for name in names():
-            least, reason = KNOWN.get(name, (n + 1, ""))
-            marks = [pytest.mark.xfail(strict=True, reason=reason)] if n >= least else []
-            found.append(pytest.param(n, name, marks=marks))
     return found
 
 
@@ -98,7 +82,8 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("n", "name"), cases())
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("n", WORLDS)
 def test_check(mpirun: Launcher, n: int, name: str) -> None:
     found = outcome(mpirun, n)
     assert name in found.errors, f"the world ended before: {found.end}"

@@ -46,7 +46,7 @@ struct Rank {
 /// The memory and the ranks of one group of threads.
 struct World {
     explicit World(int size, Tuning wished, Patience patience) {
-        const Tuning tuning = Tuning::fit(wished, size, 64 << 20);
+        const Tuning tuning = Tuning::fit(wished, size, 8 << 20, true);
         const Layout layout(tuning, size);
         memory = static_cast<std::byte*>(std::aligned_alloc(4096, layout.total));
         std::memset(memory, 0, layout.total);
@@ -96,7 +96,28 @@ std::vector<float> input(int n, int rank, size_t count) {
     return data;
 }
 
-void one(Rank& rank, int me, int size, int n, Kind kind, size_t count, int root) {
+/// A copy of data in a rank's arena, or of none; what is in it at the end goes back to the data.
+struct Placed {
+    Placed(Rank& rank, bool placed, std::vector<float>& data)
+        : arena(*rank.group->arena()),
+          data(data),
+          block(placed ? arena.allocate(data.size() * sizeof(float)) : nullptr) {
+        CHECK(!placed || block != nullptr);
+        if (block != nullptr) std::copy(data.begin(), data.end(), get());
+    }
+    ~Placed() {
+        if (block == nullptr) return;
+        std::copy(get(), get() + data.size(), data.begin());
+        arena.free(block);
+    }
+    float* get() const { return block != nullptr ? reinterpret_cast<float*>(block) : data.data(); }
+
+    Arena& arena;
+    std::vector<float>& data;
+    std::byte* block;
+};
+
+void one(Rank& rank, int me, int size, int n, Kind kind, size_t count, int root, bool placed) {
     const auto ranks = static_cast<size_t>(size);
     auto in = input(n, me, count);
     Call call = make(kind, count, root);
@@ -111,9 +132,10 @@ void one(Rank& rank, int me, int size, int n, Kind kind, size_t count, int root)
         return total;
     };
     switch (kind) {
-        case Kind::ALLREDUCE:
-            rank.run(
-                [&](Operation& o) { return rank.group->allreduce(o, call, in.data(), in.data(), DType::F32, {}); });
+        case Kind::ALLREDUCE: {
+            const Placed at(rank, placed, in);
+            rank.run([&](Operation& o) { return rank.group->allreduce(o, call, at.get(), at.get(), DType::F32, {}); });
+        }
             for (size_t i = 0; i < count; ++i) CHECK(in[i] == sum(i));
             break;
         case Kind::REDUCE:
@@ -124,8 +146,10 @@ void one(Rank& rank, int me, int size, int n, Kind kind, size_t count, int root)
             rank.run([&](Operation& o) { return rank.group->broadcast(o, call, in.data(), bytes); });
             for (size_t i = 0; i < count; ++i) CHECK(in[i] == value(n, root, i));
             break;
-        case Kind::ALLGATHER:
-            rank.run([&](Operation& o) { return rank.group->allgather(o, call, in.data(), places, bytes); });
+        case Kind::ALLGATHER: {
+            const Placed at(rank, placed, in);
+            rank.run([&](Operation& o) { return rank.group->allgather(o, call, at.get(), places, bytes); });
+        }
             for (int k = 0; k < size; ++k) CHECK(many[static_cast<size_t>(k)] == input(n, k, count));
             break;
         case Kind::GATHER:
@@ -140,11 +164,17 @@ void one(Rank& rank, int me, int size, int n, Kind kind, size_t count, int root)
             rank.run([&](Operation& o) { return rank.group->scatter(o, call, sources, in.data(), bytes); });
             CHECK(in == input(n + me, root, count));
             break;
-        case Kind::REDUCE_SCATTER:
-            for (int k = 0; k < size; ++k) many[static_cast<size_t>(k)] = input(n + k, me, count);
-            for (size_t k = 0; k < ranks; ++k) sources[k] = many[k].data();
+        case Kind::REDUCE_SCATTER: {
+            std::vector<float> whole;
+            for (int k = 0; k < size; ++k) {
+                const auto part = input(n + k, me, count);
+                whole.insert(whole.end(), part.begin(), part.end());
+            }
+            const Placed at(rank, placed, whole);
+            for (size_t k = 0; k < ranks; ++k) sources[k] = at.get() + k * count;
             rank.run(
                 [&](Operation& o) { return rank.group->reduce_scatter(o, call, sources, in.data(), DType::F32, {}); });
+        }
             for (size_t i = 0; i < count; ++i) {
                 float total = 0;
                 for (int k = 0; k < size; ++k) total += value(n + me, k, i);
@@ -181,12 +211,14 @@ void random_collectives(int size, int rounds, Patience patience) {
             const size_t counts[] = {0, 1, 63, 64, 65, 1000, 1024, 1025, 5000};
             const size_t count = counts[random() % 9];
             const int root = static_cast<int>(random() % static_cast<unsigned>(size));
+            const auto placing = random() % 3;  // of data in arenas: nobody, everybody, some
+            const bool placed = placing == 1 || (placing == 2 && (me + n) % 2 == 0);
             if (random() % 8 == 0 && static_cast<int>(random() % static_cast<unsigned>(size)) == me) {
                 std::this_thread::sleep_for(milliseconds(1));
             }
             const bool rooted =
                 kind == Kind::REDUCE || kind == Kind::BROADCAST || kind == Kind::GATHER || kind == Kind::SCATTER;
-            one(rank, me, size, n, kind, kind == Kind::BARRIER ? 0 : count, rooted ? root : -1);
+            one(rank, me, size, n, kind, kind == Kind::BARRIER ? 0 : count, rooted ? root : -1, placed);
         }
     });
 }
@@ -255,7 +287,7 @@ void messages(int size) {
     });
 }
 
-/// Many empty messages with one tag: each posts, is granted and ends at once, and its header goes to the next.
+/// More empty messages with one tag than a mailbox holds.
 void empty_messages() {
     World world(2, {.one_shot_bytes = 256, .chunk_bytes = 4096, .channel_bytes = 256}, {});
     world.each([&](Rank& rank, int me) {
@@ -280,6 +312,25 @@ std::string message_of(const std::shared_ptr<Operation>& operation) {
         return error.what();
     }
     return "";
+}
+
+void arena() {
+    alignas(4096) static std::byte memory[4 * 4096];
+    Arena arena(memory, sizeof(memory));
+    CHECK(arena.allocate(5 * 4096) == nullptr);
+    std::byte* blocks[4];
+    for (int i = 0; i < 4; ++i) {
+        blocks[i] = arena.allocate(i == 0 ? 0 : 4000);
+        CHECK(blocks[i] == memory + i * 4096);
+    }
+    CHECK(arena.allocate(1) == nullptr);
+    for (const int i : {1, 3, 2}) arena.free(blocks[i]);  // holes grow together whatever the order
+    CHECK(arena.allocate(3 * 4096) == blocks[1]);
+    arena.free(blocks[0]);
+    CHECK(arena.allocate(4096) == blocks[0]);
+    CHECK(arena.holds(memory, sizeof(memory)) && !arena.holds(memory + 1, sizeof(memory)));
+    CHECK(!arena.holds(memory - 1, 1) && !arena.holds(memory + sizeof(memory), 1));
+    CHECK(!Arena(memory, 0).holds(memory, 1));
 }
 
 void mismatch() {
@@ -337,6 +388,7 @@ int main() {
         in_flight(size);
         messages(size);
     }
+    arena();
     empty_messages();
     mismatch();
     missing();

@@ -1,13 +1,21 @@
 #include "cluster.hpp"
 
 #include <algorithm>
+#include <mutex>
+#include <set>
 
 namespace pneumo {
 namespace {
 
-constexpr size_t kMessage = 64 << 20;      // longer ones are passed in pieces
-constexpr size_t kSmall = 64 << 10;        // up to here the first ranks exchange whole partial results
-constexpr int kCollective = 0, kUser = 1;  // tags on the wire: collectives are in order, users' own begin here
+constexpr size_t kMessage = 64 << 20;  // longer ones are passed in pieces
+constexpr size_t kSmall = 64 << 10;    // up to here the first ranks exchange whole partial results
+// Tags on the wire: collectives are in order, users' own begin at the last.
+constexpr int kCollective = 0, kBroken = 1, kUser = 2;
+// What somebody did before it gave up may still be on its way.
+constexpr std::chrono::seconds kGrace{1};
+
+std::mutex living_mutex;
+std::set<Cluster*> living;  // those that this rank has not left
 
 /// Waits for a message on the wire, which nobody rings for.
 struct Passed final : Waiting {
@@ -19,7 +27,7 @@ struct Passed final : Waiting {
         while (!requests.empty() && requests.back()->done()) requests.pop_back();
         return requests.empty();
     }
-    std::chrono::microseconds look_again() const override { return std::chrono::microseconds(50); }
+    std::chrono::microseconds look_again() const override { return kWirePoll; }
     std::string what() const override { return text; }
 
     std::vector<std::unique_ptr<Wire::Request>>& requests;
@@ -46,11 +54,58 @@ Cluster::Cluster(std::shared_ptr<Group> local, std::unique_ptr<Wire> wire, int r
         }
     }
     node_ = node_of_[static_cast<size_t>(rank)];
+    local_->on_break = [this](const std::string& reason) { tell(reason); };
+    std::lock_guard lock(living_mutex);
+    living.insert(this);
+}
+
+Cluster::~Cluster() { forget(); }
+
+void Cluster::forget() {
+    std::lock_guard lock(living_mutex);
+    living.erase(this);
+}
+
+void Cluster::leave() {
+    forget();
+    local_->leave();
+}
+
+void Cluster::abort_all(const std::string& reason) {
+    std::lock_guard lock(living_mutex);
+    for (auto* cluster : living) cluster->abort(reason);
 }
 
 std::shared_ptr<Operation> Cluster::operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) {
-    return local_->operation(std::move(body), timeout, lane);
+    auto operation = local_->operation(std::move(body), timeout, lane);
+    operation->examine = [this, local = std::move(operation->examine)](Waiting& waiting, bool late, bool deep) {
+        hear();
+        return local(waiting, late, deep);
+    };
+    return operation;
 }
+
+void Cluster::tell(const std::string& reason) {
+    last_words_ = name(rank_) + " gave up: " + reason;
+    for (int rank = 0; rank < static_cast<int>(names_.size()); ++rank) {
+        if (here(rank)) continue;
+        last_requests_.push_back(wire_->send(last_words_.data(), last_words_.size(), rank, kBroken));
+    }
+}
+
+void Cluster::hear() {
+    if (heard_.empty()) {
+        const auto found = wire_->find(kBroken);
+        if (!found) return;
+        heard_.resize(found->bytes());
+        const auto request = found->receive(heard_.data());
+        while (!request->done()) continue;  // it has come already
+        heard_at_ = Clock::now();
+    }
+    if (Clock::now() - heard_at_ >= kGrace) local_->abort(heard_);
+}
+
+std::string Cluster::name(int rank) const { return "rank " + std::to_string(names_[static_cast<size_t>(rank)]); }
 
 std::vector<int> Cluster::peers(size_t place) const {
     std::vector<int> ranks;
@@ -396,16 +451,32 @@ Task Cluster::send(Operation& operation, const void* data, size_t bytes, int to,
 }
 
 Task Cluster::receive(Operation& operation, void* data, size_t bytes, int from, int tag, int* source) {
-    if (from < 0)
-        throw Error(Error::Kind::SYSTEM, "receiving from any rank is not supported in a group on several nodes");
-    *source = from;
-    if (here(from)) {
+    std::unique_ptr<Wire::Found> found;
+    const auto elsewhere = [&] {
+        if (!found) found = wire_->find(kUser + tag);
+        return found != nullptr;
+    };
+    if (from < 0) {
+        int place = -1;
+        co_await local_->receive_unless(operation, data, bytes, -1, tag, &place, elsewhere);
+        if (place >= 0) {
+            *source = mine()[static_cast<size_t>(place)];
+            co_return;
+        }
+        from = found->source();
+        if (found->bytes() != bytes) {
+            throw Error(Error::Kind::MISMATCH, name(from) + " sends " + std::to_string(found->bytes()) +
+                                                   " bytes to who receives " + std::to_string(bytes));
+        }
+    } else if (here(from)) {
         int place = 0;
         co_await local_->receive(operation, data, bytes, place_of(from), tag, &place);
+        *source = from;
         co_return;
     }
+    *source = from;
     std::vector<std::unique_ptr<Wire::Request>> requests;
-    requests.push_back(wire_->receive(data, bytes, from, kUser + tag));
+    requests.push_back(found ? found->receive(data) : wire_->receive(data, bytes, from, kUser + tag));
     const std::vector<int> names{names_[static_cast<size_t>(from)]};
     Passed passed(requests, names);
     co_await operation.until(passed);

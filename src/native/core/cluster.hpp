@@ -14,9 +14,11 @@ class Cluster final : public Communicator {
     /// `nodes[k]` lists the group's ranks on node k in ascending order; `local` joins those of this rank's node.
     Cluster(std::shared_ptr<Group> local, std::unique_ptr<Wire> wire, int rank, std::vector<std::vector<int>> nodes,
             std::vector<int> names);
+    ~Cluster() override;
 
     Engine& engine() override { return local_->engine(); }
     Lane* lane() override { return &lane_; }
+    Arena* arena() override { return local_->arena(); }
     std::shared_ptr<Operation> operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) override;
     Task allreduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) override;
     Task reduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) override;
@@ -32,8 +34,11 @@ class Cluster final : public Communicator {
     Task send(Operation& operation, const void* data, size_t bytes, int to, int tag) override;
     Task receive(Operation& operation, void* data, size_t bytes, int from, int tag, int* source) override;
     void abort(const std::string& reason) override { local_->abort(reason); }
-    void leave() override { local_->leave(); }
+    void leave() override;
     std::string broken() const override { return local_->broken(); }
+
+    /// Abort all clusters of this process that it has not left; for the end of the process.
+    static void abort_all(const std::string& reason);
 
    private:
     struct Message {
@@ -54,6 +59,11 @@ class Cluster final : public Communicator {
     /// comes to.
     Task ring(Operation& operation, const std::vector<int>& peers, std::byte* data, size_t count, DType dtype, Op op,
               Scale scale);
+    /// Tell the ranks on other nodes why nothing can be done any more, and hear what they say of that.
+    void tell(const std::string& reason);
+    void hear();
+    void forget();
+    std::string name(int rank) const;
     Call local_call(Kind kind, size_t count, const Call& like) const;
     bool here(int rank) const { return node_of_[static_cast<size_t>(rank)] == node_; }
     int place_of(int rank) const { return place_of_[static_cast<size_t>(rank)]; }
@@ -72,6 +82,9 @@ class Cluster final : public Communicator {
     Lane lane_;
     std::unique_ptr<std::byte[]> scratch_;  // of the operation that runs
     size_t scratch_bytes_ = 0;
+    std::string last_words_, heard_;
+    Clock::time_point heard_at_{};
+    std::vector<std::unique_ptr<Wire::Request>> last_requests_;
 };
 
 }  // namespace pneumo

@@ -41,25 +41,43 @@ struct Cut {
 
 }  // namespace
 
-template <class Fill, class Consume>
-Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume) {
+template <class Fill, class Consume, class Direct>
+Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume,
+                     uint64_t place, Direct direct) {
     const bool fills = filler < 0 || filler == rank_;
+    std::vector<const std::byte*> places(static_cast<size_t>(size_));
     Step arrived, filled[2];
     for (size_t round = 0; round <= rounds; ++round) {
         if (round < rounds) {
             Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
             co_await operation.until(free);
-            if (fills) fill(round, slot(rank_, round_ + round));
+            if (fills && (round > 0 || place == 0)) fill(round, slot(rank_, round_ + round));
             if (round > 0) {
                 filled[round % 2] = open(FILLED, filler);
                 if (fills) contribute(filled[round % 2]);
             }
         }
         if (round == 0) {
-            arrived = arrive(call, nullptr, 0);  // tells at once that the first slot is filled
+            arrived = arrive(call, &place, sizeof(place));  // tells at once that the first slot is filled, or the place
             Reached all(*this, arrived);
             co_await operation.until(all);
             check_calls();
+            const int placed = read_places(places);
+            if (placed == size_) {
+                direct(places);
+                arrived = open(DRAINED);
+                contribute(arrived);
+                Reached read(*this, arrived);
+                co_await operation.until(read);
+                co_return;
+            }
+            if (placed > 0 && rounds > 0) {  // in vain: who held its first part back fills its slot now
+                if (place != 0) fill(0, slot(rank_, round_));
+                filled[0] = open(FILLED);
+                contribute(filled[0]);
+                Reached full(*this, filled[0]);
+                co_await operation.until(full);
+            }
             continue;
         }
         if (round > 1) {
@@ -72,6 +90,12 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
         contribute(drained);
     }
     round_ += rounds;
+}
+
+template <class Fill, class Consume>
+Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume) {
+    const auto direct = [](const std::vector<const std::byte*>&) {};
+    return exchange(operation, call, rounds, filler, std::move(fill), std::move(consume), uint64_t{0}, direct);
 }
 
 Task Group::allreduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) {
@@ -89,18 +113,23 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
     }
     const Cut cut(count, element, tuning_.chunk_bytes, ranks);
     const auto me = static_cast<size_t>(rank_);
+    const auto fill = [&](size_t round) {  // what the other ranks will reduce of this round goes to my slot
+        const std::byte* from = at(in, cut.begin(round) * element);
+        std::byte* to = slot(rank_, round_ + round);
+        const size_t begin = cut.part(round, me) * element, end = cut.part(round, me + 1) * element;
+        transfer(to, from, begin);
+        transfer(to + end, from + end, cut.size(round) * element - end);
+    };
+    const uint64_t place = in == out ? place_of(in, count * element) : 0;
+    std::vector<const std::byte*> places(ranks);
     Step arrived, filled[2], reduced[2];
     for (size_t round = 0; round < cut.rounds + 2; ++round) {
-        if (round < cut.rounds) {  // what the other ranks will reduce of this round goes to my slot
+        if (round < cut.rounds) {
             Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
             co_await operation.until(free);
-            const std::byte* from = at(in, cut.begin(round) * element);
-            std::byte* to = slot(rank_, round_ + round);
-            const size_t begin = cut.part(round, me) * element, end = cut.part(round, me + 1) * element;
-            transfer(to, from, begin);
-            transfer(to + end, from + end, cut.size(round) * element - end);
+            if (round > 0 || place == 0) fill(round);
             if (round == 0) {
-                arrived = arrive(call, nullptr, 0);
+                arrived = arrive(call, &place, sizeof(place));
             } else {
                 filled[round % 2] = open(FILLED);
                 contribute(filled[round % 2]);
@@ -110,7 +139,21 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
             const size_t i = round - 1;
             Reached full(*this, i == 0 ? arrived : filled[i % 2]);
             co_await operation.until(full);
-            if (i == 0) check_calls();
+            if (i == 0) {
+                check_calls();
+                const int placed = read_places(places);
+                if (placed == size_) {
+                    co_await allreduce_directly(operation, call, places, dtype, scale);
+                    co_return;
+                }
+                if (placed > 0) {  // in vain: who held its first part back fills its slot now
+                    if (place != 0) fill(0);
+                    filled[0] = open(FILLED);
+                    contribute(filled[0]);
+                    Reached all(*this, filled[0]);
+                    co_await operation.until(all);
+                }
+            }
             const size_t begin = cut.part(i, me) * element, end = cut.part(i, me + 1) * element;
             for (size_t tile = begin; tile < end; tile += kTile) {
                 const size_t bytes = std::min(kTile, end - tile);
@@ -141,6 +184,40 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
         }
     }
     round_ += cut.rounds;
+}
+
+Task Group::allreduce_directly(Operation& operation, const Call& call, const std::vector<const std::byte*>& places,
+                               DType dtype, Scale scale) {
+    const size_t element = size_of(dtype), ranks = places.size(), me = static_cast<size_t>(rank_);
+    const ReduceFn reduce = find_reduce(dtype, call.op);
+    const Cut cut(call.count, element, tuning_.chunk_bytes, ranks);
+    std::byte* mine = memory_ + (places[me] - memory_);
+    std::vector<const void*> sources(ranks);
+    Step reduced[2];
+    for (size_t round = 0; round < cut.rounds + 1; ++round) {
+        if (round < cut.rounds) {  // my part of this round; nobody else reads or writes it before I say so
+            const size_t begin = cut.part(round, me), length = cut.part(round, me + 1) - begin;
+            const size_t offset = (cut.begin(round) + begin) * element;
+            for (size_t k = 0; k < ranks; ++k) sources[k] = places[k] + offset;
+            if (length > 0) reduce(mine + offset, sources.data(), size_, length, scale);
+            reduced[round % 2] = open(REDUCED);
+            contribute(reduced[round % 2]);
+        }
+        if (round > 0) {  // the other parts of the round before, from who reduced them
+            Reached ready(*this, reduced[(round - 1) % 2]);
+            co_await operation.until(ready);
+            for (size_t k = 0; k < ranks; ++k) {
+                if (k == me) continue;
+                const size_t begin = cut.part(round - 1, k), length = cut.part(round - 1, k + 1) - begin;
+                const size_t offset = (cut.begin(round - 1) + begin) * element;
+                transfer(mine + offset, places[k] + offset, length * element);
+            }
+        }
+    }
+    const Step drained = open(DRAINED);  // nobody returns, and writes to its tensor, while others read it
+    contribute(drained);
+    Reached read(*this, drained);
+    co_await operation.until(read);
 }
 
 Task Group::reduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) {
@@ -183,7 +260,15 @@ Task Group::reduce_scatter(Operation& operation, Call call, std::vector<const vo
         }
         reduce(at(out, cut.begin(round) * element), sources.data(), size_, cut.size(round), scale);
     };
-    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+    const size_t bytes = call.count * element;
+    const auto direct = [&](const std::vector<const std::byte*>& places) {
+        for (size_t k = 0; k < ranks; ++k) sources[k] = places[k] + me * bytes;
+        reduce(out, sources.data(), size_, call.count, scale);
+    };
+    bool whole = true;  // one tensor, cut into equal parts
+    for (size_t k = 0; k < ranks; ++k) whole &= in[k] == at(in[0], k * bytes);
+    const uint64_t place = whole ? place_of(in[0], ranks * bytes) : 0;
+    co_await exchange(operation, call, cut.rounds, -1, fill, consume, place, direct);
 }
 
 Task Group::broadcast(Operation& operation, Call call, void* data, size_t bytes) {
@@ -221,7 +306,10 @@ Task Group::allgather(Operation& operation, Call call, const void* in, std::vect
             transfer(at(out[static_cast<size_t>(k)], cut.begin(round)), from, cut.size(round));
         }
     };
-    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+    const auto direct = [&](const std::vector<const std::byte*>& places) {
+        for (size_t k = 0; k < out.size(); ++k) transfer(out[k], places[k], bytes);
+    };
+    co_await exchange(operation, call, cut.rounds, -1, fill, consume, place_of(in, bytes), direct);
 }
 
 Task Group::gather(Operation& operation, Call call, const void* in, std::vector<void*> out, size_t bytes) {

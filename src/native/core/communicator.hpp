@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../reduce/reduce.hpp"
+#include "arena.hpp"
 #include "engine.hpp"
 #include "error.hpp"
 
@@ -47,6 +48,8 @@ class Communicator {
     virtual ~Communicator() = default;
     virtual Engine& engine() = 0;
     virtual Lane* lane() = 0;
+    /// Memory for tensors that the ranks of this node read without a copy.
+    virtual Arena* arena() = 0;
 
     /// An operation of this group, ready to be submitted; `lane` null for point-to-point ones.
     virtual std::shared_ptr<Operation> operation(Operation::Body body, std::chrono::milliseconds timeout,

@@ -30,12 +30,18 @@ std::optional<ProcessStatus> status_of(int64_t pid) {
     return status;
 }
 
+bool alive(const std::optional<ProcessStatus>& status) {
+    return status && status->state != 'Z' && status->state != 'X';
+}
+
 }  // namespace
+
+bool has_ended(int64_t pid) { return !alive(status_of(pid)); }
 
 bool has_died(const Doorbell& doorbell) {
     if (doorbell.pid == 0) return false;
     const auto status = status_of(doorbell.pid);
-    return !status || status->state == 'Z' || status->state == 'X' || status->start_time != doorbell.start_time;
+    return !alive(status) || status->start_time != doorbell.start_time;
 }
 
 void sign(Doorbell& doorbell) {

@@ -32,7 +32,10 @@ struct Doorbell {
     }
 };
 
-/// Whether the process that wrote this doorbell is gone (a zombie is); false where the system does not tell.
+/// Whether a process of this node is gone (a zombie is).
+bool has_ended(int64_t pid);
+
+/// Whether the process that wrote this doorbell is gone; false where the system does not tell.
 bool has_died(const Doorbell& doorbell);
 
 /// Fill in who this process is.

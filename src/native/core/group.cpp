@@ -43,7 +43,7 @@ std::string Call::text() const {
     return text.str();
 }
 
-Tuning Tuning::fit(Tuning wished, int size, size_t limit) {
+Tuning Tuning::fit(Tuning wished, int size, size_t limit, bool arenas) {
     const auto ranks = static_cast<size_t>(size);
     const auto fit = [](size_t bytes, size_t room) { return std::min(bytes, room / kLine * kLine); };
     const size_t chunk = ranks * 4 * kLine, one_shot = 2 * ranks * sizeof(size_t);  // the least that works
@@ -65,6 +65,8 @@ Tuning Tuning::fit(Tuning wished, int size, size_t limit) {
                                              std::to_string(limit >> 20) +
                                              " MiB of shared memory for a group; raise PNEUMO_COMM_BYTES");
     }
+    const size_t taken = Layout(fitted, size).total;
+    if (arenas && limit > taken) fitted.arena_bytes = (limit - taken) / ranks / Arena::kAlign * Arena::kAlign;
     return fitted;
 }
 
@@ -78,7 +80,9 @@ Layout::Layout(const Tuning& tuning, int size) {
     small = align(steps + Group::kStages * Group::kWindow * kLine, 4096);
     slots = align(small + count * 2 * small_stride, 4096);
     channels = align(slots + count * kDepth * slot_stride, 4096);
-    total = align(channels + count * count * channel_stride, 4096);
+    arenas = align(channels + count * count * channel_stride, Arena::kAlign);
+    arena_stride = tuning.arena_bytes;
+    total = arenas + count * arena_stride;
 }
 
 Group::Group(Engine& engine, std::byte* memory, int rank, std::vector<Member> members, Tuning tuning, Patience patience)
@@ -90,8 +94,10 @@ Group::Group(Engine& engine, std::byte* memory, int rank, std::vector<Member> me
       tuning_(tuning),
       layout_(tuning, size_),
       patience_(patience),
-      sends_(static_cast<size_t>(size_)),
-      receiving_(static_cast<size_t>(size_), 0) {}
+      arena_(memory + layout_.arenas + static_cast<size_t>(rank) * layout_.arena_stride, layout_.arena_stride),
+      pairs_(static_cast<size_t>(size_)) {}
+
+Group::~Group() = default;
 
 Group::RankState& Group::state(int rank) const { return reinterpret_cast<RankState*>(memory_ + layout_.ranks)[rank]; }
 
@@ -107,6 +113,22 @@ std::byte* Group::slot(int rank, uint64_t round) const {
 Group::Channel& Group::channel(int from, int to) const {
     const auto index = static_cast<size_t>(from) * static_cast<size_t>(size_) + static_cast<size_t>(to);
     return *reinterpret_cast<Channel*>(memory_ + layout_.channels + index * layout_.channel_stride);
+}
+
+uint64_t Group::place_of(const void* data, size_t bytes) const {
+    if (bytes == 0 || !arena_.holds(data, bytes)) return 0;
+    return static_cast<uint64_t>(static_cast<const std::byte*>(data) - memory_);
+}
+
+int Group::read_places(std::vector<const std::byte*>& places) const {
+    int found = 0;
+    for (int rank = 0; rank < size_; ++rank) {
+        uint64_t place = 0;
+        std::memcpy(&place, announced(rank), sizeof(place));
+        places[static_cast<size_t>(rank)] = memory_ + place;
+        if (place != 0) ++found;
+    }
+    return found;
 }
 
 std::shared_ptr<Operation> Group::operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) {
@@ -212,9 +234,11 @@ void Group::fail(Error::Kind kind, const std::string& message) {
 }
 
 void Group::abort(const std::string& reason) {
+    bool first = false;
     {
         std::lock_guard lock(broken_mutex_);
         if (broken_.empty()) {
+            first = true;
             broken_ = reason;
             auto& mine = state(rank_);
             const size_t length = std::min(reason.size(), sizeof(mine.reason) - 1);
@@ -225,6 +249,7 @@ void Group::abort(const std::string& reason) {
         }
         is_broken_ = true;
     }
+    if (first && on_break) on_break(reason);
     ring_all();
     engine_.nudge();
 }
@@ -269,6 +294,7 @@ std::exception_ptr Group::examine(Waiting& waiting, bool late, bool deep) {
     if (!gone.empty() && waiting.in_vain_without(gone.size())) {
         return error(Error::Kind::PEER_LOST, what + " cannot be done: " + name(gone) + " left the group");
     }
+    if (!dead.empty()) Segment::sweep();
     if (!dead.empty() && waiting.in_vain_without(dead.size())) {
         return error(Error::Kind::PEER_LOST, what + " cannot be done: " + name(dead) + " died");
     }

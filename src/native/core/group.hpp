@@ -13,20 +13,22 @@ struct Tuning {
     size_t one_shot_bytes = 16 << 10;  // up to here every rank reads everybody's data at once
     size_t chunk_bytes = 256 << 10;    // of a rank and round, beyond
     size_t channel_bytes = 64 << 10;   // of a point-to-point message's piece
+    size_t arena_bytes = 0;            // of a rank's arena, for tensors that live in the shared memory
 
-    /// Fit into `limit` bytes for `size` ranks; throws Error where that is too little to work with.
-    static Tuning fit(Tuning wished, int size, size_t limit);
+    /// Fit into `limit` bytes for `size` ranks, the arenas taking what is left, if `arenas`; throws Error where that is
+    /// too little to work with.
+    static Tuning fit(Tuning wished, int size, size_t limit, bool arenas);
 };
 
 /// Where everything is in a group's shared memory.
 struct Layout {
-    static constexpr int kDepth = 4;     // rounds in flight
-    static constexpr int kHeaders = 32;  // messages posted and not received, for each pair of ranks
-    static constexpr int kPieces = 2;    // of a message in flight
+    static constexpr int kDepth = 4;   // rounds in flight
+    static constexpr int kNotes = 32;  // about messages, that the other rank has not yet read, for each pair of ranks
+    static constexpr int kPieces = 2;  // of a message in flight
 
     Layout(const Tuning& tuning, int size);
-    size_t ranks, steps, small, slots, channels, total;
-    size_t small_stride, slot_stride, channel_stride;
+    size_t ranks, steps, small, slots, channels, arenas, total;
+    size_t small_stride, slot_stride, channel_stride, arena_stride;
 };
 
 /// The ranks of one node that do collectives together through shared memory; see ../README.md for the protocol.
@@ -40,11 +42,13 @@ class Group final : public Communicator {
     };
 
     Group(Engine& engine, std::byte* memory, int rank, std::vector<Member> members, Tuning tuning, Patience patience);
+    ~Group() override;
 
     int rank() const { return rank_; }
     int size() const { return size_; }
     Lane* lane() override { return &lane_; }
     Engine& engine() override { return engine_; }
+    Arena* arena() override { return &arena_; }
 
     /// An operation of this group, ready to be submitted; `lane` null for point-to-point ones.
     std::shared_ptr<Operation> operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) override;
@@ -65,6 +69,13 @@ class Group final : public Communicator {
     void leave() override;
     std::string broken() const override;
 
+    /// As `receive`, but ends with `source` -1 and nothing received as soon as `elsewhere` says that there is a message
+    /// elsewhere, which it is asked every 50 us.
+    Task receive_unless(Operation& operation, void* data, size_t bytes, int from, int tag, int* source,
+                        std::function<bool()> elsewhere);
+    /// Called once, with the reason, when no operation can be done any more; set before the group is used.
+    std::function<void(const std::string&)> on_break;
+
    private:
     friend struct Layout;
     friend struct Tuning;
@@ -73,7 +84,7 @@ class Group final : public Communicator {
     struct RankState;
     struct Channel;
     struct Receive;
-    struct Posted;
+    struct Pair;
     enum Stage { ARRIVED, FILLED, REDUCED, DRAINED, kStages };
     static constexpr int kWindow = 8;  // steps of a stage that may be open at once, more than kDepth
 
@@ -91,6 +102,10 @@ class Group final : public Communicator {
     std::byte* small(int rank) const;
     std::byte* slot(int rank, uint64_t round) const;
     Channel& channel(int from, int to) const;
+    /// Where a buffer lies in the shared memory, if it lies in this rank's arena; else 0.
+    uint64_t place_of(const void* data, size_t bytes) const;
+    /// The places that all ranks announced with their arrival; how many of them are not 0.
+    int read_places(std::vector<const std::byte*>& places) const;
 
     Step open(Stage stage, int only = -1);
     void contribute(const Step& step);
@@ -116,11 +131,20 @@ class Group final : public Communicator {
     std::exception_ptr examine(Waiting& waiting, bool late, bool deep);
     std::string name(const std::vector<int>& ranks) const;
     void match_receives();
+    void read_offers(int from);
+    void read_answers(int to);
     std::string describe() const;
 
     /// Run `rounds` rounds in which ranks fill their slots and then read those of others; `filler`: who fills, -1 all.
+    /// If every rank's data has a place in its arena, `direct` reads all of it there instead.
+    template <class Fill, class Consume, class Direct>
+    Task exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume,
+                  uint64_t place, Direct direct);
     template <class Fill, class Consume>
     Task exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume);
+    /// The rest of an allreduce in place of tensors that all lie in their ranks' arenas, after the arrival.
+    Task allreduce_directly(Operation& operation, const Call& call, const std::vector<const std::byte*>& places,
+                            DType dtype, Scale scale);
 
     Engine& engine_;
     std::byte* memory_;
@@ -130,16 +154,15 @@ class Group final : public Communicator {
     Layout layout_;
     Patience patience_;
     Lane lane_;
+    Arena arena_;
     std::atomic<uint64_t> sequence_{0}, ended_{0};  // collectives begun and ended
     uint64_t round_ = 0;                            // of all operations together
     std::array<uint64_t, kStages> next_{};
     std::array<std::array<uint64_t, kWindow>, kStages> full_{};
     std::array<Step, Layout::kDepth> drained_{};
-    Call call_;                                 // the one that runs
-    std::list<Receive*> receives_;              // posted and not yet matched, in order
-    std::vector<std::list<Operation*>> sends_;  // to each rank, that have not yet posted a header, in order
-    std::vector<char> receiving_;               // from each rank: whether a message is under way
-    uint64_t messages_ = 0;
+    Call call_;                     // the one that runs
+    std::list<Receive*> receives_;  // posted and not yet matched, in order
+    std::vector<Pair> pairs_;       // with each rank
     mutable std::mutex broken_mutex_;
     std::string broken_;
     Error::Kind broken_kind_ = Error::Kind::ABORTED;

@@ -10,6 +10,8 @@
 #include <limits>
 #include <sstream>
 
+#include "cluster.hpp"
+
 namespace pneumo {
 namespace {
 
@@ -49,6 +51,7 @@ Process Process::get(Segment::Kind kind) {
 
 void Process::stop(const std::string& reason) {
     if (own == nullptr || !own->engine->usable()) return;
+    Cluster::abort_all(reason);
     own->engine->shutdown(std::make_exception_ptr(Error(Error::Kind::ABORTED, reason)));
     own->segment.hide();
 }

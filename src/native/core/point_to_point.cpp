@@ -1,10 +1,10 @@
-// Messages between two ranks: the sender posts a header, the receiver grants it when a receive matches, and the sender
-// then passes the data in pieces. One message at a time is under way in a channel, in the order in which they were
-// granted.
+// Messages between two ranks: the sender offers one, the receiver grants it when a receive matches, and the sender then
+// passes the data in pieces. One message at a time is under way in a channel, in the order in which they were granted.
 
 #include <algorithm>
 
 #include "shared.hpp"
+#include "wire.hpp"
 
 namespace pneumo {
 
@@ -12,7 +12,7 @@ namespace pneumo {
 struct Group::Receive {
     int from, tag;
     int source = -1;
-    Channel::Header* header = nullptr;
+    uint64_t number = 0, bytes = 0;  // of the message, once there is a source
 };
 
 namespace {
@@ -36,12 +36,6 @@ struct Queued {
 
 }  // namespace
 
-/// A header in use: it belongs to its sender, who gives it back however the message ends.
-struct Group::Posted {
-    ~Posted() { header->state.store(Channel::Header::FREE, std::memory_order_release); }
-    Channel::Header* header;
-};
-
 /// Waits for something that one peer does to a channel.
 struct PeerDid final : Waiting {
     PeerDid(int peer, std::string text, std::function<bool()> test, bool arrival = false)
@@ -59,11 +53,11 @@ struct PeerDid final : Waiting {
 
 /// Waits for a message that a receive can take.
 struct Matched final : Waiting {
-    Matched(Group& group, Group::Receive& receive, std::string text)
-        : group(group), receive(receive), text(std::move(text)) {}
+    Matched(Group& group, Group::Receive& receive, std::string text, const std::function<bool()>& elsewhere)
+        : group(group), receive(receive), text(std::move(text)), elsewhere(elsewhere) {}
     bool ready() override {
         group.match_receives();
-        return receive.header != nullptr;
+        return receive.source >= 0 || (elsewhere && elsewhere());
     }
     bool for_arrival() const override { return true; }
     std::string what() const override { return text; }
@@ -76,65 +70,78 @@ struct Matched final : Waiting {
         return ranks;
     }
     bool in_vain_without(size_t gone) const override {
-        return receive.from >= 0 || gone == static_cast<size_t>(group.size() - 1);
+        return receive.from >= 0 || (!elsewhere && gone == static_cast<size_t>(group.size() - 1));
+    }
+    std::chrono::microseconds look_again() const override {
+        return elsewhere ? kWirePoll : std::chrono::microseconds(0);
     }
 
     Group& group;
     Group::Receive& receive;
     std::string text;
+    const std::function<bool()>& elsewhere;
 };
 
-void Group::match_receives() {
-    for (auto it = receives_.begin(); it != receives_.end();) {
-        Receive& receive = **it;
-        Channel::Header* oldest = nullptr;
-        for (int from = 0; from < size_ && oldest == nullptr; ++from) {
-            if (receive.from >= 0 && from != receive.from) continue;
-            for (auto& header : channel(from, rank_).headers) {
-                if (header.state.load(std::memory_order_acquire) != Channel::Header::POSTED) continue;
-                if (header.tag != receive.tag || (oldest != nullptr && oldest->number < header.number)) continue;
-                oldest = &header;
-                receive.source = from;
-            }
-        }
-        if (oldest == nullptr) {
-            ++it;
-            continue;
-        }
-        receive.header = oldest;
-        oldest->state.store(Channel::Header::TAKEN, std::memory_order_relaxed);
-        it = receives_.erase(it);
+void Group::read_offers(int from) {
+    Channel& in = channel(from, rank_);
+    Pair& pair = pairs_[static_cast<size_t>(from)];
+    const bool held_up = in.offers.full();
+    while (!in.offers.empty()) {
+        const auto [bytes, tag] = in.offers.pop();
+        pair.offers.push_back({pair.offered++, bytes, tag});
     }
+    if (held_up) members_[static_cast<size_t>(from)].doorbell->ring();
+}
+
+void Group::read_answers(int to) {
+    Channel& out = channel(rank_, to);
+    const bool held_up = out.answers.full();
+    while (!out.answers.empty()) {
+        const auto [number, granted] = out.answers.pop();
+        pairs_[static_cast<size_t>(to)].answers[number] = granted;
+    }
+    if (held_up) members_[static_cast<size_t>(to)].doorbell->ring();
+}
+
+void Group::match_receives() {
+    for (int from = 0; from < size_; ++from) read_offers(from);
+    const auto match = [this](Receive& receive) {
+        for (int from = 0; from < size_; ++from) {
+            if (receive.from >= 0 && from != receive.from) continue;
+            auto& offers = pairs_[static_cast<size_t>(from)].offers;
+            const auto has_tag = [&](const Pair::Offer& offer) { return offer.tag == receive.tag; };
+            const auto oldest = std::find_if(offers.begin(), offers.end(), has_tag);
+            if (oldest == offers.end()) continue;
+            receive.source = from, receive.number = oldest->number, receive.bytes = oldest->bytes;
+            offers.erase(oldest);
+            return true;
+        }
+        return false;
+    };
+    receives_.remove_if([&](Receive* receive) { return match(*receive); });
 }
 
 Task Group::send(Operation& operation, const void* data, size_t bytes, int to, int tag) {
     throw_if_broken();
     Channel& out = channel(rank_, to);
+    Pair& pair = pairs_[static_cast<size_t>(to)];
     Doorbell& peer = *members_[static_cast<size_t>(to)].doorbell;
     const std::string text = message_text("sending", "to " + name({to}), tag, bytes);
-    Channel::Header* header = nullptr;
     {
-        const Queued turn(sends_[static_cast<size_t>(to)], &operation);  // headers are posted in the order of the calls
-        PeerDid free(to, text, [&] {
-            header = turn.first() ? out.find(Channel::Header::FREE) : nullptr;
-            return header != nullptr;
-        });
-        co_await operation.until(free);
+        const Queued turn(pair.sends, &operation);  // offers are made in the order of the calls
+        PeerDid room(to, text, [&] { return turn.first() && !out.offers.full(); });
+        co_await operation.until(room);
     }
-    header->tag = tag;
-    header->bytes = bytes;
-    header->number = messages_++;
-    header->state.store(Channel::Header::POSTED, std::memory_order_release);
+    const uint64_t number = pair.sent++;
+    out.offers.push({bytes, tag});
     peer.ring();
-    const Posted posted{header};
-    uint32_t state = 0;
     const auto answered = [&] {
-        state = header->state.load(std::memory_order_acquire);
-        return state != Channel::Header::POSTED && state != Channel::Header::TAKEN;
+        read_answers(to);
+        return pair.answers.count(number) > 0;
     };
     PeerDid asked(to, text, answered, true);
     co_await operation.until(asked);
-    if (state == Channel::Header::REFUSED) {
+    if (!pair.answers.extract(number).mapped()) {
         throw Error(Error::Kind::MISMATCH, text + ": the receiver expects another size");
     }
     for (size_t begin = 0; begin < bytes; begin += tuning_.channel_bytes) {
@@ -149,28 +156,33 @@ Task Group::send(Operation& operation, const void* data, size_t bytes, int to, i
 }
 
 Task Group::receive(Operation& operation, void* data, size_t bytes, int from, int tag, int* source) {
+    return receive_unless(operation, data, bytes, from, tag, source, nullptr);
+}
+
+Task Group::receive_unless(Operation& operation, void* data, size_t bytes, int from, int tag, int* source,
+                           std::function<bool()> elsewhere) {
     throw_if_broken();
     Receive receive{from, tag};
     const Queued posted(receives_, &receive);
     const std::string text = message_text("receiving", from < 0 ? "from any rank" : "from " + name({from}), tag, bytes);
-    Matched matched(*this, receive, text);
+    Matched matched(*this, receive, text, elsewhere);
     co_await operation.until(matched);
     *source = receive.source;
+    if (receive.source < 0) co_return;
     Channel& in = channel(receive.source, rank_);
+    Pair& pair = pairs_[static_cast<size_t>(receive.source)];
     Doorbell& peer = *members_[static_cast<size_t>(receive.source)].doorbell;
-    if (receive.header->bytes != bytes) {
-        const size_t offered = receive.header->bytes;
-        receive.header->state.store(Channel::Header::REFUSED, std::memory_order_release);
-        peer.ring();
-        throw Error(Error::Kind::MISMATCH, text + ": " + name({receive.source}) + " sends " + std::to_string(offered));
-    }
+    const bool fits = receive.bytes == bytes;
     // One message at a time is under way in a channel.
-    char& busy = receiving_[static_cast<size_t>(receive.source)];
-    PeerDid turn(receive.source, text, [&] { return busy == 0; });
+    PeerDid turn(receive.source, text, [&] { return !(fits && pair.receiving) && !in.answers.full(); });
     co_await operation.until(turn);
-    busy = 1;
-    receive.header->state.store(Channel::Header::GRANTED, std::memory_order_release);
+    in.answers.push({receive.number, fits});
     peer.ring();
+    if (!fits) {
+        throw Error(Error::Kind::MISMATCH,
+                    text + ": " + name({receive.source}) + " sends " + std::to_string(receive.bytes));
+    }
+    pair.receiving = true;
     for (size_t begin = 0; begin < bytes; begin += tuning_.channel_bytes) {
         const uint64_t piece = in.drained.load(std::memory_order_relaxed);
         PeerDid filled(receive.source, text, [&] { return in.filled.load(std::memory_order_acquire) > piece; });
@@ -180,7 +192,7 @@ Task Group::receive(Operation& operation, void* data, size_t bytes, int from, in
         in.drained.store(piece + 1, std::memory_order_release);
         peer.ring();
     }
-    busy = 0;
+    pair.receiving = false;
 }
 
 }  // namespace pneumo

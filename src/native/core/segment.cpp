@@ -1,6 +1,8 @@
 #include "segment.hpp"
 
+#include <dirent.h>
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -8,6 +10,7 @@
 #include <cerrno>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <sstream>
 #include <utility>
@@ -19,6 +22,22 @@ namespace {
 
 [[noreturn]] void fail(const std::string& what) {
     throw Error(Error::Kind::SYSTEM, what + ": " + std::strerror(errno));
+}
+
+constexpr char kPrefix[] = "pneumo-";
+
+/// A new POSIX object under a name of its own, locked; `name` is set to it.
+int create_named(std::string& name) {
+    std::random_device random;
+    for (;;) {
+        name = std::string("/") + kPrefix + std::to_string(getpid()) + "-" + std::to_string(random());
+        const int fd = shm_open(name.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600);
+        if (fd < 0) return fd;
+        struct stat status{};
+        // A sweep may have come between the two calls, and have taken it for a dead one's.
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0 && fstat(fd, &status) == 0 && status.st_nlink > 0) return fd;
+        close(fd);
+    }
 }
 
 std::string mebibytes(size_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
@@ -35,9 +54,8 @@ Segment Segment::create(Kind kind, size_t bytes) {
         segment.handle_ = "memfd " + std::to_string(bytes) + " /proc/" + std::to_string(getpid()) + "/fd/" +
                           std::to_string(segment.fd_);
     } else {
-        std::random_device random;
-        segment.name_ = "/pneumo-" + std::to_string(getpid()) + "-" + std::to_string(random());
-        segment.fd_ = shm_open(segment.name_.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600);
+        sweep();
+        segment.fd_ = create_named(segment.name_);
         if (segment.fd_ < 0) {
             segment.name_.clear();
             fail("shm_open in /dev/shm");
@@ -87,6 +105,19 @@ void Segment::map(int fd) {
 void Segment::hide() {
     if (fd_ >= 0) close(std::exchange(fd_, -1));
     if (!name_.empty()) shm_unlink(std::exchange(name_, {}).c_str());
+}
+
+void Segment::sweep() {
+    const std::unique_ptr<DIR, int (*)(DIR*)> folder(opendir("/dev/shm"), closedir);
+    if (!folder) return;
+    while (const dirent* entry = readdir(folder.get())) {
+        const std::string name = std::string("/") + entry->d_name;
+        if (name.rfind(kPrefix, 1) != 1) continue;
+        const int fd = shm_open(name.c_str(), O_RDWR, 0600);  // fails for other users' objects
+        if (fd < 0) continue;
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) shm_unlink(name.c_str());
+        close(fd);
+    }
 }
 
 Segment::~Segment() {

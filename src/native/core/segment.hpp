@@ -9,7 +9,8 @@ namespace pneumo {
 ///
 /// A memfd has no name in a file system: peers open it through the creator's /proc/PID/fd, so nothing can be left
 /// behind at any moment. Where that is not allowed (another PID namespace, a hardened /proc), a POSIX object in
-/// /dev/shm does it, whose name is removed as soon as every peer has opened it.
+/// /dev/shm does it, whose name is removed as soon as every peer has opened it. Until then its creator holds a lock on
+/// it, which ends with the creator, so that anybody can tell what is left of the dead.
 class Segment {
    public:
     enum class Kind { MEMFD, POSIX };
@@ -33,6 +34,8 @@ class Segment {
     const std::string& handle() const { return handle_; }
     /// Called by the creator once every peer has opened it: nobody else can from now on.
     void hide();
+    /// Remove the names of POSIX objects whose creators have ended without hiding them.
+    static void sweep();
     /// Forget the mapping without undoing it: for a forked child, to which it does not belong.
     void release() { data_ = nullptr, fd_ = -1, name_.clear(); }
 

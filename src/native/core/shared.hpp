@@ -1,5 +1,7 @@
 #pragma once
 
+#include <deque>
+#include <map>
 #include <numeric>
 
 #include "group.hpp"
@@ -20,28 +22,64 @@ struct alignas(64) Group::RankState {
     char reason[440];
 };
 
-/// From one rank to another: what is posted, and a ring of pieces of the one message that is under way.
+/// Notes from one rank to another, in order; one writes and one reads.
+template <class Note>
+struct Mailbox {
+    alignas(64) std::atomic<uint64_t> put;
+    alignas(64) std::atomic<uint64_t> taken;
+    std::array<Note, Layout::kNotes> notes;
+
+    bool full() const {
+        return put.load(std::memory_order_relaxed) - taken.load(std::memory_order_acquire) == notes.size();
+    }
+    bool empty() const { return put.load(std::memory_order_acquire) == taken.load(std::memory_order_relaxed); }
+    /// By the writer, unless it is full.
+    void push(const Note& note) {
+        const uint64_t index = put.load(std::memory_order_relaxed);
+        notes[index % notes.size()] = note;
+        put.store(index + 1, std::memory_order_release);
+    }
+    /// By the reader, unless it is empty.
+    Note pop() {
+        const uint64_t index = taken.load(std::memory_order_relaxed);
+        const Note note = notes[index % notes.size()];
+        taken.store(index + 1, std::memory_order_release);
+        return note;
+    }
+};
+
+/// Messages from one rank, the sender, to another: what is offered, what is answered, and a ring of pieces of the one
+/// message that is under way.
 struct alignas(64) Group::Channel {
-    struct Header {
-        enum : uint32_t { FREE, POSTED, TAKEN, GRANTED, REFUSED };
-        std::atomic<uint32_t> state;
-        int32_t tag;
+    struct Offer {
         uint64_t bytes;
-        uint64_t number;  // in the order of posting
+        int32_t tag;
     };
-    std::array<Header, Layout::kHeaders> headers;
+    struct Answer {
+        uint64_t number;  // of the offer, from 0
+        bool granted;
+    };
+    Mailbox<Offer> offers;
+    Mailbox<Answer> answers;                    // by the receiver
     alignas(64) std::atomic<uint64_t> filled;   // pieces, by the sender
     alignas(64) std::atomic<uint64_t> drained;  // pieces, by the receiver
 
-    Header* find(uint32_t state) {
-        for (auto& header : headers) {
-            if (header.state.load(std::memory_order_acquire) == state) return &header;
-        }
-        return nullptr;
-    }
     std::byte* piece(uint64_t index, size_t bytes) {
         return reinterpret_cast<std::byte*>(this + 1) + index % Layout::kPieces * ((bytes + 63) / 64 * 64);
     }
+};
+
+/// What this rank knows of the messages between it and another.
+struct Group::Pair {
+    struct Offer {
+        uint64_t number, bytes;
+        int32_t tag;
+    };
+    std::list<Operation*> sends;  // that have not yet made their offer, in order
+    uint64_t sent = 0, offered = 0;
+    std::map<uint64_t, bool> answers;  // to its sends, by the number of the offer
+    std::deque<Offer> offers;          // that no receive has taken
+    bool receiving = false;            // a message is under way
 };
 
 /// Waits for a step of a stage.

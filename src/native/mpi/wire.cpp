@@ -54,6 +54,27 @@ class MpiRequest final : public Wire::Request {
     size_t expected_;  // of a receive that is not done
 };
 
+class MpiFound final : public Wire::Found {
+   public:
+    MpiFound(MPI_Message message, const MPI_Status& status) : message_(message), source_(status.MPI_SOURCE) {
+        int count = 0;
+        MPI_Get_count(&status, MPI_BYTE, &count);
+        bytes_ = static_cast<size_t>(count);
+    }
+    int source() const override { return source_; }
+    size_t bytes() const override { return bytes_; }
+    std::unique_ptr<Wire::Request> receive(void* data) override {
+        auto request = std::make_unique<MpiRequest>(bytes_);
+        check(MPI_Imrecv(data, static_cast<int>(bytes_), MPI_BYTE, &message_, &request->request), "MPI_Imrecv");
+        return request;
+    }
+
+   private:
+    MPI_Message message_;
+    int source_;
+    size_t bytes_;
+};
+
 class MpiWire final : public Wire {
    public:
     /// Collective over the members, whose ranks in MPI_COMM_WORLD are given in the order of the group.
@@ -84,6 +105,14 @@ class MpiWire final : public Wire {
         auto message = std::make_unique<MpiRequest>(bytes);
         check(MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, from, tag, comm_, &message->request), "MPI_Irecv");
         return message;
+    }
+    std::unique_ptr<Found> find(int tag) override {
+        int flag = 0;
+        MPI_Message message = MPI_MESSAGE_NULL;
+        MPI_Status status;
+        check(MPI_Improbe(MPI_ANY_SOURCE, tag, comm_, &flag, &message, &status), "MPI_Improbe");
+        if (flag == 0) return nullptr;
+        return std::make_unique<MpiFound>(message, status);
     }
 
    private:

@@ -1,5 +1,7 @@
 #include "backend.hpp"
 
+#include <ATen/ops/from_blob.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -36,6 +38,17 @@ void PneumoBackend::abort() {
 
 c10d::ErrorType PneumoBackend::getError() {
     return node_->communicator->broken().empty() ? c10d::ErrorType::SUCCESS : c10d::ErrorType::COMM_ERROR;
+}
+
+at::Tensor PneumoBackend::allocateTensor(long size, at::TensorOptions options) {
+    TORCH_CHECK(size >= 0, "pneumo: allocate_tensor of ", size, " elements");
+    TORCH_CHECK(options.device().is_cpu(), "pneumo: allocate_tensor offers memory of the CPU, not of ",
+                options.device());
+    Arena& arena = *node_->communicator->arena();
+    std::byte* block = arena.allocate(static_cast<size_t>(size) * options.dtype().itemsize());
+    if (block == nullptr) return at::empty({size}, options);
+    const auto free = [node = node_, &arena](void* data) { arena.free(static_cast<std::byte*>(data)); };
+    return at::from_blob(block, {size}, free, options);
 }
 
 c10::intrusive_ptr<c10d::Backend> PneumoBackend::split(const c10::intrusive_ptr<c10d::Store>& store,

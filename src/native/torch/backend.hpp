@@ -37,6 +37,10 @@ class PneumoBackend final : public c10d::Backend {
     c10d::ErrorType getError() override;
     void abort() override;
     void shutdown() override;
+    bool supportsTensorAlloc(c10::DeviceIndex) override { return node_->communicator->arena()->bytes() > 0; }
+    /// An uninitialised tensor of `size` elements in memory that this node's ranks share, in which collectives read and
+    /// write without copies; an ordinary one where there is no room for it. It may outlive the group.
+    at::Tensor allocateTensor(long size, at::TensorOptions options) override;
     bool supportsSplitting() const override { return true; }
     c10::intrusive_ptr<c10d::Backend> split(const c10::intrusive_ptr<c10d::Store>& store, const std::vector<int>& ranks,
                                             const c10::intrusive_ptr<c10d::Backend::Options>& options) override;

@@ -1,5 +1,7 @@
 #include "bootstrap.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -89,15 +91,16 @@ struct Introduction {
     std::vector<int> cores;
     double quota = 0;
     int world_rank = -1;
+    int pid = 0;
 
     std::string text() const {
         std::ostringstream text;
-        text << node << "\n" << doorbell << "\n" << join(cores) << "\n" << quota << "\n" << world_rank;
+        text << node << "\n" << doorbell << "\n" << join(cores) << "\n" << quota << "\n" << world_rank << "\n" << pid;
         return text.str();
     }
     static Introduction parse(const std::string& text) {
         const auto parts = lines(text);
-        Introduction found{parts[0], parts[1], {}, std::stod(parts[3]), std::stoi(parts[4])};
+        Introduction found{parts[0], parts[1], {}, std::stod(parts[3]), std::stoi(parts[4]), std::stoi(parts[5])};
         std::istringstream list(parts[2]);
         for (int core = 0; list >> core;) found.cores.push_back(core);
         return found;
@@ -129,11 +132,14 @@ std::shared_ptr<Group> share_memory(Board& board, Engine& engine, Segment& segme
             if (place == 0) {
                 std::ostringstream text;
                 try {
-                    tuning = Tuning::fit(wished_tuning(), size, setting("PNEUMO_COMM_BYTES", 64 << 20));
+                    // What has a name in /dev/shm is reserved there at once, so it holds no arenas.
+                    tuning = Tuning::fit(wished_tuning(), size, setting("PNEUMO_COMM_BYTES", 64 << 20),
+                                         kind == Segment::Kind::MEMFD);
                     segment = Segment::create(kind, Layout(tuning, size).total);
                     text << "\n"
                          << segment.handle() << "\n"
-                         << tuning.one_shot_bytes << " " << tuning.chunk_bytes << " " << tuning.channel_bytes;
+                         << tuning.one_shot_bytes << " " << tuning.chunk_bytes << " " << tuning.channel_bytes << " "
+                         << tuning.arena_bytes;
                 } catch (const Error& error) {
                     board.write(attempt, error.what());
                     throw;
@@ -143,7 +149,7 @@ std::shared_ptr<Group> share_memory(Board& board, Engine& engine, Segment& segme
                 const auto text = lines(board.read(attempt, mine[0]));
                 if (!text[0].empty()) throw Error(Error::Kind::SYSTEM, text[0]);
                 std::istringstream numbers(text[2]);
-                numbers >> tuning.one_shot_bytes >> tuning.chunk_bytes >> tuning.channel_bytes;
+                numbers >> tuning.one_shot_bytes >> tuning.chunk_bytes >> tuning.channel_bytes >> tuning.arena_bytes;
                 segment = Segment::open(text[1]);
             }
             for (const int member : mine) {
@@ -162,6 +168,11 @@ std::shared_ptr<Group> share_memory(Board& board, Engine& engine, Segment& segme
             return std::make_shared<Group>(engine, segment.data(), place, std::move(members), tuning, patience);
         }
         segment = Segment();
+        for (const int member : mine) {
+            if (!has_ended(all[static_cast<size_t>(member)].pid)) continue;
+            throw Error(Error::Kind::PEER_LOST, "rank " + std::to_string(names[static_cast<size_t>(member)]) +
+                                                    " died at the start of the process group");
+        }
         if (kind == Segment::Kind::POSIX) throw Error(Error::Kind::SYSTEM, trouble);
     }
 }
@@ -172,8 +183,8 @@ std::shared_ptr<Node> bootstrap(c10d::Store& store, int rank, int size, const st
                                 milliseconds timeout) {
     Board board(store, rank, names, timeout);
     const Process process = Process::get(wished_kind());
-    const Introduction me{node_identity(), process.doorbell_handle, usable_cores(), core_quota(),
-                          wire_maker.world_rank};
+    const Introduction me{node_identity(), process.doorbell_handle, usable_cores(),
+                          core_quota(),    wire_maker.world_rank,   getpid()};
     std::vector<int> everybody(static_cast<size_t>(size));
     std::iota(everybody.begin(), everybody.end(), 0);
     std::vector<Introduction> all;

@@ -1,5 +1,6 @@
 """PyTorch's FSDP2 (fully_shard) over a c10d process group."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class Fsdp(Backend):
         for child in sharded:
             fully_shard(child, mesh=mesh)
         fully_shard(model, mesh=mesh)
-        gather, scatter = _TimedAllGather(self.recorder), _TimedReduceScatter(self.recorder)
+        gather, scatter = _TimedAllGather(self.recorder, group), _TimedReduceScatter(self.recorder, group)
         for part in model.modules():
             # The root holds no parameter of its own where every layer is sharded: it has nothing to send.
             if isinstance(part, FSDPModule) and (part is not model or not sharded):
@@ -44,12 +45,16 @@ class Fsdp(Backend):
 
 
 class _Allocate:
-    """The plain allocation that FSDP2 asks of a communication of one's own."""
+    """What FSDP2 sends from and receives into: the group's own memory where it has some."""
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder = recorder
+    def __init__(self, recorder: Recorder, group: Any) -> None:
+        self.recorder, self._group = recorder, group
 
     def allocate(self, size: Sequence[Any], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        backend = self._group._get_backend(device)
+        if backend.supports_tensor_alloc(device):
+            tensor: torch.Tensor = backend.allocate_tensor(math.prod(size), dtype=dtype, device=device)
+            return tensor.view(*size)
         return torch.empty(*size, dtype=dtype, device=device)
 
 

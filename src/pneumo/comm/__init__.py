@@ -9,6 +9,7 @@ Under mpirun or srun, `init_method="mpi://"` finds rank, size and store through 
 """
 
 import atexit
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -52,6 +53,8 @@ def simd_level() -> str | None:
 def _create(options: Any, backend_options: Any = None) -> Any:
     """Make the backend of one process group; collective. Called by torch.distributed."""
     _find_mpi()
+    # DDP allocates its buckets through the backend only where it is told so, before its first bucket.
+    os.environ.setdefault("DDP_DISABLE_COMM_MEM", "0")
     return _native.create(options, backend_options)
 
 

@@ -93,13 +93,13 @@ def check_messages_received_in_the_reverse_order(ranks: Ranks) -> None:
         many_messages(ranks, group, 30, 1000)
 
 
-def check_more_messages_than_a_channel_has_headers_in_the_reverse_order(ranks: Ranks) -> None:
+def check_more_messages_than_a_mailbox_holds_in_the_reverse_order(ranks: Ranks) -> None:
     for backend in ("gloo", "pneumo"):
         many_messages(ranks, ranks.fresh(backend=backend, timeout_s=4), 100, 10)
 
 
 def check_a_backlog_of_empty_and_small_messages(ranks: Ranks) -> None:
-    """Headers are given back and taken again by what waits for them, also of messages without any data."""
+    """More than a mailbox holds, also of messages without any data."""
     if ranks.size == 1:
         return
     n, me = ranks.size, ranks.rank
