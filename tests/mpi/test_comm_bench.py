@@ -56,6 +56,21 @@ def test_types_that_mpi_lacks_are_left_out_with_a_reason(mpirun: Launcher, tmp_p
     assert "bfloat16" in gone["mpi", "allreduce", "bfloat16"]
 
 
+def test_buffers_in_the_groups_memory(mpirun: Launcher, tmp_path: Path) -> None:
+    """Every library's results are right on them too: each is checked before it is timed."""
+    flags = ["--shared", "--op", "allreduce,reduce_scatter,allgather", "--bytes", "4,300K"]
+    found = run(mpirun, 2, tmp_path / "bench.json", *flags, "--libraries", "pneumo,gloo,mpi")
+    assert found["shared"] is True
+    assert len(found["rows"]) == 3 * 2 * 3
+
+
+def test_more_buffers_than_the_groups_memory_holds(mpirun: Launcher) -> None:
+    flags = ["--shared", "--bytes", "16M", "--libraries", "pneumo", *BRIEF]
+    done = mpirun(2, module="pneumo.comm.bench", args=flags, env={"PNEUMO_COMM_BYTES": "64M"}, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("PNEUMO_COMM_BYTES allows") == 1, done.text
+
+
 @pytest.mark.parametrize(
     ("ranks", "flags", "words"),
     [

@@ -1,6 +1,7 @@
 """mpirun -n 2 python -m pneumo.comm.bench: collectives of Gloo, pneumo, MPI and Horovod, and memcpy as the limit."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -44,18 +45,28 @@ def _run(options: Options, world: World) -> int:
         raise Together(Refused("The benchmark needs 2 ranks or more: mpirun -n 2 python -m pneumo.comm.bench."))
     world.run_on_first(lambda: check_places(options))
     world.bind(world.size, 1)
+    from pneumo.comm.bench import memory
     from pneumo.comm.bench.about import facts
+    from pneumo.comm.bench.buffers import group_memory, own_memory
     from pneumo.comm.bench.measure import Bench
     from pneumo.comm.bench.present import load
 
+    if options.shared:
+        limit = memory.shared_bytes(max(options.bytes), world.local_size)
+        os.environ.setdefault("PNEUMO_COMM_BYTES", str(limit))
     present = load(options.libraries, world)
+    if options.shared and "pneumo" in present.absent:
+        raise Together(Refused(f"--shared needs pneumo, which is not available: {present.absent['pneumo']}."))
     names = {library.name for library in present.libraries}
-    content: dict[str, Any] = {**facts(world, horovod="horovod" in names), "rows": [], "skipped": []}
+    content: dict[str, Any] = {**facts(world, horovod="horovod" in names), "shared": options.shared}
+    content |= {"rows": [], "skipped": []}
     content["absent"] = [{"library": k, "op": None, "dtype": None, "why": why} for k, why in present.absent.items()]
     if world.rank == 0:
         _say_header(content, f"{', '.join(options.op)} of {', '.join(options.dtype)}")
     pairs = [(op, dtype) for op in options.op for dtype in options.dtype[: 1 if op == "barrier" else None]]
-    bench = Bench(world, options.repeats, _progress(world.rank == 0, len(pairs) * options.seconds))
+    say = _progress(world.rank == 0, len(pairs) * options.seconds)
+    allocate = group_memory(present.groups.get("pneumo", world.size)) if options.shared else own_memory
+    bench = Bench(world, options.repeats, say, allocate)
     try:
         for op, dtype in pairs:
             wanted = cases(op, dtype, options.bytes, world.size)

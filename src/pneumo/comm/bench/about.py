@@ -41,6 +41,8 @@ def header(found: Mapping[str, Any], what: str) -> Iterator[tuple[str, str]]:
     yield "measured", what
     yield "ranks", f"{found['ranks']} ranks on {found['cores']} cores of {hosts}{more}"
     yield "binding", f"{found['binding']}, 1 thread a rank"
+    if found["shared"]:
+        yield "memory", "all tensors lie in memory that pneumo allocates, which its collectives use in place"
     ours = f"; pneumo uses {found['pneumo_simd']}" if found["pneumo_simd"] else ""
     cache = found["cache_bytes"] >> 20
     yield "CPU", f"{found['cpu']}, last-level cache {cache} MiB; {', '.join(found['simd'])}{ours}"

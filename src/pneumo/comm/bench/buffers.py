@@ -3,20 +3,52 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pneumo.comm.bench.cases import ITEM_BYTES, Case
+from pneumo.comm.bench.cases import ITEM_BYTES, Case, about
+from pneumo.errors import PneumoError
+from pneumo.world import Together
 
 PERIOD = 7
 CHUNK = PERIOD * (1 << 17)  # elements that are written or checked at once
 _SPACING = 192  # so that buffers do not all begin at the same place of a page
 
 Bytes = NDArray[np.uint8]
+Allocate = Callable[[int], torch.Tensor]  # a number of bytes to a uint8 tensor (n,)
+
+
+def own_memory(size: int) -> torch.Tensor:
+    """Bytes of an anonymous mapping that malloc knows nothing of."""
+    return torch.from_numpy(np.frombuffer(mmap.mmap(-1, size), dtype=np.uint8))
+
+
+def group_memory(group: Any) -> Allocate:
+    """What allocates from a process group; raises Together where that gives ordinary memory, having no more."""
+    device = torch.device("cpu")
+
+    def allocate(size: int) -> torch.Tensor:
+        tensor: torch.Tensor = group._get_backend(device).allocate_tensor(size, dtype=torch.uint8, device=device)
+        if not _is_memfd(tensor.data_ptr()):
+            raise Together(PneumoError(f"--shared: {about(size)} a rank are more than PNEUMO_COMM_BYTES allows."))
+        return tensor
+
+    return allocate
+
+
+def _is_memfd(address: int) -> bool:
+    """Whether an address lies in anonymous memory that processes share by a file descriptor."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        first, last = (int(end, 16) for end in line.split()[0].split("-"))
+        if first <= address < last:
+            return "/memfd:" in line
+    return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +66,15 @@ class Slot:
 
 
 class Pool:
-    """`count` slots on as many buffers of a case's size, in one anonymous mapping that malloc knows nothing of."""
+    """`count` slots on as many buffers of a case's size, in one piece of memory."""
 
-    def __init__(self, case: Case, count: int) -> None:
+    def __init__(self, case: Case, count: int, allocate: Allocate = own_memory) -> None:
         self.case = case
         size, unit = max(case.bytes, ITEM_BYTES[case.dtype]), 64
         stride = -(-size // unit) * unit + _SPACING
-        memory = np.frombuffer(mmap.mmap(-1, stride * count), dtype=np.uint8)
+        memory = allocate(stride * count)
         dtype = getattr(torch, case.dtype)
-        rows = [torch.from_numpy(memory[i * stride : i * stride + size]).view(dtype) for i in range(count)]
+        rows = [memory[i * stride : i * stride + size].view(dtype) for i in range(count)]
         self.slots = [self._slot(rows, i) for i in range(count)]
         self._next, self._fills = 0, 0
         for row in rows:

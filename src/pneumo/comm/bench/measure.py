@@ -13,7 +13,7 @@ import torch
 
 from pneumo import collective, machine
 from pneumo.comm.bench import memory
-from pneumo.comm.bench.buffers import Pool, mistake, write_pattern
+from pneumo.comm.bench.buffers import Allocate, Pool, mistake, own_memory, write_pattern
 from pneumo.comm.bench.cases import Case, about, buffers_for, buffers_that_fit, calls_a_sample, size_text
 from pneumo.comm.bench.libraries import Absent, Call, Library
 from pneumo.errors import PneumoError
@@ -48,10 +48,10 @@ def is_enough(rounds: int, elapsed_s: float, share_s: float, most: int) -> bool:
 
 
 class Bench:
-    """Measures cases on all ranks of a world; `say` takes a line of progress now and then."""
+    """Measures cases on all ranks of a world, on buffers from `allocate`; `say` takes a line of progress at times."""
 
-    def __init__(self, world: World, repeats: int, say: Callable[[str], None]) -> None:
-        self._world, self._repeats, self._say = world, repeats, say
+    def __init__(self, world: World, repeats: int, say: Callable[[str], None], allocate: Allocate = own_memory) -> None:
+        self._world, self._repeats, self._say, self._allocate = world, repeats, say, allocate
         self._comm = world.comm
         self._crowded = world.size > world.total_cores
         self._cache_bytes = memory.cache_bytes()
@@ -59,7 +59,7 @@ class Bench:
 
     def able(self, case: Case, libraries: Sequence[Library]) -> tuple[list[Library], dict[str, str]]:
         """Try an operation and type on a tiny case: (libraries that can do it, {name: reason} of those that cannot)."""
-        pool, can, cannot = Pool(case, case.ranks), [], {}
+        pool, can, cannot = Pool(case, case.ranks, self._allocate), [], {}
         for library in libraries:
             reason = None
             with _at_work(library):
@@ -93,7 +93,7 @@ class Bench:
 
         Raises Together where an output is wrong.
         """
-        pool = Pool(case, buffers)
+        pool = Pool(case, buffers, self._allocate)
         calls = {lib.name: [lib.call(case.op, case.dtype, slot) for slot in pool.slots] for lib in libraries}
         first_s = [self._check(library, case, pool, calls[library.name]) for library in libraries]
         first_s = list(np.max(self._comm.allgather(first_s), axis=0))

@@ -4,6 +4,7 @@ import resource
 from pathlib import Path
 
 from pneumo import machine
+from pneumo.comm.bench.cases import MAX_BUFFERS, MIN_BUFFERS, SMALL_BYTES
 
 _CACHE_BYTES = 32 << 20  # where the system does not tell
 _LARGEST_CACHE = 256 << 20
@@ -22,6 +23,12 @@ def cache_bytes(cpu: str | Path = "/sys/devices/system/cpu/cpu0/cache") -> int:
         if level and size and size.endswith("K"):
             levels.append((int(level), int(size[:-1]) << 10))
     return min(max(levels)[1], _LARGEST_CACHE) if levels else _CACHE_BYTES
+
+
+def shared_bytes(largest: int, ranks_here: int) -> int:
+    """The shared memory that the buffers of all cases up to this size can take on a node, with room to spare."""
+    most = max(largest, 1) * max(4, MIN_BUFFERS) + MAX_BUFFERS * SMALL_BYTES + 3 * _LARGEST_CACHE
+    return ranks_here * most + (64 << 20)
 
 
 def available_bytes() -> float:

@@ -38,6 +38,8 @@ class Options:
     "Bytes of a rank's tensor, as in 4,64K,16M, in powers of 1024 (4 to 256M)."
     libraries: Annotated[tuple[str, ...], _list(split)] = LIBRARIES
     "What to compare (all that are installed)."
+    shared: Annotated[bool, Parameter(negative="")] = False
+    "Lay all tensors into memory that pneumo allocates for its group, as DDP and FSDP2 can have it."
     repeats: int = 25
     "Samples of each library at each size, at most."
     seconds: float = 120.0
@@ -82,6 +84,8 @@ def _checked(options: Options) -> Options:
                 raise Refused(f"{flag} {name}: unknown; {nearest(name, known)}.")
         if not names:
             raise Refused(f"{flag} needs at least one name: {nearest('', known)}.")
+    if options.shared and "pneumo" not in options.libraries:
+        raise Refused("--shared needs pneumo among the --libraries: the memory is its.")
     if not options.bytes:
         raise Refused("--bytes needs at least one size, as in 4,64K,16M.")
     if options.repeats < 3:
