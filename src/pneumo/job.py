@@ -60,9 +60,10 @@ class Job:
         from pneumo.train import Training, order
 
         wanted = sorted({(r.comm, r.ranks) for r in self._plan.runs if r.comm in COMMS})
-        for ranks in sorted({r.ranks for r in self._plan.runs}):
+        sizes = sorted({r.ranks for r in self._plan.runs})
+        for ranks in sizes:
             world.first(ranks)
-        groups = Groups(world.comm, address=world.share(world.address), wanted=wanted)
+        groups = Groups(world.comm, address=world.share(world.address), wanted=wanted, small=sizes)
         trainings = [Training(run, study, self._store, self._split, world, groups) for run in self._plan.runs]
         begin = time.monotonic()
         speed = {}

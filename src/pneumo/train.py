@@ -15,6 +15,7 @@ from pneumo.config import Study
 from pneumo.data.loader import Batch, Loader, evaluation
 from pneumo.data.split import Split
 from pneumo.data.store import Store
+from pneumo.errors import PneumoError
 from pneumo.plan import Run
 from pneumo.process import PeakMemory
 from pneumo.timing.breakdown import carve
@@ -64,6 +65,7 @@ class Training:
         settle = torch.cuda.synchronize if run.device == "cuda" else lambda: None
         self._clock = StepClock(self._now, settle)
         place = Place(self.comm, groups.get(run.comm, run.ranks), device)
+        self._small_sum = groups.small_sum(self.comm)
         self._task = models.load(run.model)(study.size, study.learning_rate)
         self._backend = backends.load(run.backend)(place, self._recorder)
         self._loader = Loader(
@@ -191,11 +193,19 @@ class Training:
                         found.append((batch.samples, self._task.answers(self._backend.model, images)))
                     self._end_step(rows, step, block, kind="validate", images=len(images))
                     step += 1
+                self._check_answered(part, sum(len(samples) for samples, _ in found))
                 answers[part] = (
                     np.concatenate([samples for samples, _ in found]) if found else np.zeros(0, np.int64),
                     np.concatenate([scores for _, scores in found]) if found else np.zeros(0, np.float32),
                 )
         return rows, answers
+
+    def _check_answered(self, part: str, count: int) -> None:
+        """Raise PneumoError unless all ranks together have answered every image of a part once; collective."""
+        answered = int(self._small_sum(torch.tensor(count)))
+        images = len(getattr(self._split, part))
+        if answered != images:
+            raise PneumoError(f"{self.run} answered {answered} of {images} images to {part}.")
 
     def sizes(self) -> Sizes:
         """The memory of this training on this rank."""

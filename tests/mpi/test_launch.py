@@ -105,6 +105,7 @@ def test_a_rank_that_fails_alone_leaves_a_result_that_says_so(mpirun: Launcher, 
     script.write_text(code)
     flags = ["--size", "32", "--epochs", "3", "--ranks", "1,2", "--global-batch", "8", "--backends", "serial,ddp"]
     done = mpirun(2, file=script, args=[*small_data(tmp_path), *flags], timeout=200, check=False)
+    assert (tmp_path / "raised").exists(), done.text
     took = time.time() - float((tmp_path / "raised").read_text())
     assert done.returncode == 1, done.text
     assert took < 10, f"the job ended {took:.1f} s after the exception"

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from comm_checks.reference import assert_same, told
 from comm_checks.world import Ranks, rng
+from pneumo.comm.groups import Groups, SmallSum
 
 
 def total(ranks: Ranks, group: Any) -> float:
@@ -221,3 +222,25 @@ def check_a_group_may_be_left_as_soon_as_its_last_collective_is_done(ranks: Rank
         problems = [text for text in ranks.share(said) if text]
         assert not problems, problems
         assert tensor.item() == ranks.size, turn
+
+
+def check_small_sums_through_shared_memory_and_through_mpi(ranks: Ranks) -> None:
+    for dtype in (torch.float32, torch.float64, torch.int64):
+        for shape in ((), (7,), (3, 40)):
+            expected = sum(torch.full(shape, 1 + rank, dtype=dtype) for rank in ranks.everybody)
+            for group in (ranks.pneumo, None):
+                tensor = torch.full(shape, 1 + ranks.rank, dtype=dtype)
+                assert SmallSum(ranks.comm, group)(tensor) is tensor
+                assert_same(tensor, expected, (dtype, shape))
+
+
+def check_groups_of_the_first_ranks(ranks: Ranks) -> None:
+    """As the launcher makes them, in a world that has no default group yet, with and without groups for training."""
+    ranks.close()
+    for wanted in ([], [("gloo", ranks.size)]):
+        groups = Groups(ranks.comm, address="127.0.0.1", wanted=wanted, small=[1, ranks.size])
+        assert (groups.get("gloo", ranks.size) is not None) == bool(wanted)
+        tensor = groups.small_sum(ranks.comm)(torch.ones(2))
+        assert tensor.tolist() == [ranks.size] * 2
+        groups.close()
+    ranks.start()

@@ -26,9 +26,9 @@ class Ranks:
         self.comm = world.comm
         self.rank, self.size = world.rank, world.size
         self.everybody = list(range(world.size))
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def start(self) -> None:
         """Make all process groups; the default one is pneumo's."""
         self.store = make_store(self.comm, "127.0.0.1", TIMEOUT)
         dist.init_process_group("pneumo", store=self.store, rank=self.rank, world_size=self.size, timeout=TIMEOUT)
@@ -77,7 +77,7 @@ class Ranks:
         errors = self.share(said)
         if any(errors):
             self.close()
-            self._start()
+            self.start()
             told = {text: [k for k, other in enumerate(errors) if other == text] for text in errors if text}
             raise AssertionError("\n".join(f"ranks {numbers}: {text}" for text, numbers in told.items()))
 
