@@ -3,50 +3,17 @@
 
 #include <algorithm>
 
+#include "cut.hpp"
 #include "shared.hpp"
 
 namespace pneumo {
-namespace {
-
-constexpr size_t kTile = 8 << 10;  // bytes that are reduced and copied on while they are in the first-level cache
-
-const std::byte* at(const void* data, size_t offset) { return static_cast<const std::byte*>(data) + offset; }
-std::byte* at(void* data, size_t offset) { return static_cast<std::byte*>(data) + offset; }
-
-void transfer(void* to, const void* from, size_t bytes) {
-    if (bytes > 0 && to != from) std::memcpy(to, from, bytes);
-}
-
-size_t ceil_div(size_t a, size_t b) { return (a + b - 1) / b; }
-
-/// How a vector of elements is cut into rounds, and a round into one part a rank; cuts lie on cache lines.
-struct Cut {
-    Cut(size_t count, size_t element, size_t chunk_bytes, size_t parts) : count(count), parts(parts) {
-        grain = std::max<size_t>(1, 64 / element);
-        const size_t most = chunk_bytes / element / (grain * parts) * (grain * parts);
-        rounds = ceil_div(count, most);
-        length = rounds == 0 ? 0 : ceil_div(ceil_div(count, rounds), grain * parts) * (grain * parts);
-        rounds = length == 0 ? 0 : ceil_div(count, length);
-    }
-    size_t begin(size_t round) const { return round * length; }
-    size_t size(size_t round) const { return std::min(length, count - begin(round)); }
-    /// Where a rank's part of a round begins, within the round; part `parts` is the round's end.
-    size_t part(size_t round, size_t rank) const {
-        const size_t whole = size(round);
-        return std::min(whole, rank * (ceil_div(ceil_div(whole, parts), grain) * grain));
-    }
-
-    size_t count, parts, grain, rounds, length;
-};
-
-}  // namespace
 
 template <class Fill, class Consume, class Direct>
 Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume,
                      uint64_t place, Direct direct) {
     const bool fills = filler < 0 || filler == rank_;
-    std::vector<const std::byte*> places(static_cast<size_t>(size_));
-    Step arrived, filled[2];
+    std::vector<const std::byte*> places;
+    Step filled[2];
     for (size_t round = 0; round <= rounds; ++round) {
         if (round < rounds) {
             Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
@@ -58,25 +25,14 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
             }
         }
         if (round == 0) {
-            arrived = arrive(call, &place, sizeof(place));  // tells at once that the first slot is filled, or the place
-            Reached all(*this, arrived);
+            // The arrival tells at once that the first slot is filled, or where the data lies.
+            Reached all(*this, arrive(call, &place, sizeof(place)));
             co_await operation.until(all);
-            check_calls();
-            const int placed = read_places(places);
-            if (placed == size_) {
+            co_await settle(operation, place, places, [&] { fill(0, slot(rank_, round_)); });
+            if (!places.empty()) {
                 direct(places);
-                arrived = open(DRAINED);
-                contribute(arrived);
-                Reached read(*this, arrived);
-                co_await operation.until(read);
+                co_await read_by_all(operation);
                 co_return;
-            }
-            if (placed > 0 && rounds > 0) {  // in vain: who held its first part back fills its slot now
-                if (place != 0) fill(0, slot(rank_, round_));
-                filled[0] = open(FILLED);
-                contribute(filled[0]);
-                Reached full(*this, filled[0]);
-                co_await operation.until(full);
             }
             continue;
         }
@@ -98,126 +54,18 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
     return exchange(operation, call, rounds, filler, std::move(fill), std::move(consume), uint64_t{0}, direct);
 }
 
-Task Group::allreduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) {
-    const Turn turn(*this);
-    const size_t element = size_of(dtype), count = call.count, ranks = static_cast<size_t>(size_);
-    const ReduceFn reduce = find_reduce(dtype, call.op);
-    std::vector<const void*> sources(ranks);
-    if (count * element <= tuning_.one_shot_bytes) {
-        Reached all(*this, arrive(call, in, count * element));
-        co_await operation.until(all);
-        check_calls();
-        for (size_t k = 0; k < ranks; ++k) sources[k] = announced(static_cast<int>(k));
-        if (count > 0) reduce(out, sources.data(), size_, count, scale);
-        co_return;
-    }
-    const Cut cut(count, element, tuning_.chunk_bytes, ranks);
-    const auto me = static_cast<size_t>(rank_);
-    const auto fill = [&](size_t round) {  // what the other ranks will reduce of this round goes to my slot
-        const std::byte* from = at(in, cut.begin(round) * element);
-        std::byte* to = slot(rank_, round_ + round);
-        const size_t begin = cut.part(round, me) * element, end = cut.part(round, me + 1) * element;
-        transfer(to, from, begin);
-        transfer(to + end, from + end, cut.size(round) * element - end);
-    };
-    const uint64_t place = in == out ? place_of(in, count * element) : 0;
-    std::vector<const std::byte*> places(ranks);
-    Step arrived, filled[2], reduced[2];
-    for (size_t round = 0; round < cut.rounds + 2; ++round) {
-        if (round < cut.rounds) {
-            Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
-            co_await operation.until(free);
-            if (round > 0 || place == 0) fill(round);
-            if (round == 0) {
-                arrived = arrive(call, &place, sizeof(place));
-            } else {
-                filled[round % 2] = open(FILLED);
-                contribute(filled[round % 2]);
-            }
-        }
-        if (round > 0 && round <= cut.rounds) {  // my part of the round before, from everybody's slot
-            const size_t i = round - 1;
-            Reached full(*this, i == 0 ? arrived : filled[i % 2]);
-            co_await operation.until(full);
-            if (i == 0) {
-                check_calls();
-                const int placed = read_places(places);
-                if (placed == size_) {
-                    co_await allreduce_directly(operation, call, places, dtype, scale);
-                    co_return;
-                }
-                if (placed > 0) {  // in vain: who held its first part back fills its slot now
-                    if (place != 0) fill(0);
-                    filled[0] = open(FILLED);
-                    contribute(filled[0]);
-                    Reached all(*this, filled[0]);
-                    co_await operation.until(all);
-                }
-            }
-            const size_t begin = cut.part(i, me) * element, end = cut.part(i, me + 1) * element;
-            for (size_t tile = begin; tile < end; tile += kTile) {
-                const size_t bytes = std::min(kTile, end - tile);
-                for (size_t k = 0; k < ranks; ++k) {
-                    sources[k] =
-                        k == me ? at(in, cut.begin(i) * element + tile) : slot(static_cast<int>(k), round_ + i) + tile;
-                }
-                std::byte* shared = slot(rank_, round_ + i) + tile;
-                reduce(shared, sources.data(), size_, bytes / element, scale);
-                transfer(at(out, cut.begin(i) * element + tile), shared, bytes);
-            }
-            reduced[i % 2] = open(REDUCED);
-            contribute(reduced[i % 2]);
-        }
-        if (round > 1) {  // the other parts of the round before that, from who reduced them
-            const size_t i = round - 2;
-            Reached ready(*this, reduced[i % 2]);
-            co_await operation.until(ready);
-            for (size_t k = 0; k < ranks; ++k) {
-                if (k == me) continue;
-                const size_t begin = cut.part(i, k) * element, end = cut.part(i, k + 1) * element;
-                transfer(at(out, cut.begin(i) * element + begin), slot(static_cast<int>(k), round_ + i) + begin,
-                         end - begin);
-            }
-            Step& drained = drained_[(round_ + i) % Layout::kDepth];
-            drained = open(DRAINED);
-            contribute(drained);
-        }
-    }
-    round_ += cut.rounds;
+Task Group::all_filled(Operation& operation) {
+    const Step filled = open(FILLED);
+    contribute(filled);
+    Reached all(*this, filled);
+    co_await operation.until(all);
 }
 
-Task Group::allreduce_directly(Operation& operation, const Call& call, const std::vector<const std::byte*>& places,
-                               DType dtype, Scale scale) {
-    const size_t element = size_of(dtype), ranks = places.size(), me = static_cast<size_t>(rank_);
-    const ReduceFn reduce = find_reduce(dtype, call.op);
-    const Cut cut(call.count, element, tuning_.chunk_bytes, ranks);
-    std::byte* mine = memory_ + (places[me] - memory_);
-    std::vector<const void*> sources(ranks);
-    Step reduced[2];
-    for (size_t round = 0; round < cut.rounds + 1; ++round) {
-        if (round < cut.rounds) {  // my part of this round; nobody else reads or writes it before I say so
-            const size_t begin = cut.part(round, me), length = cut.part(round, me + 1) - begin;
-            const size_t offset = (cut.begin(round) + begin) * element;
-            for (size_t k = 0; k < ranks; ++k) sources[k] = places[k] + offset;
-            if (length > 0) reduce(mine + offset, sources.data(), size_, length, scale);
-            reduced[round % 2] = open(REDUCED);
-            contribute(reduced[round % 2]);
-        }
-        if (round > 0) {  // the other parts of the round before, from who reduced them
-            Reached ready(*this, reduced[(round - 1) % 2]);
-            co_await operation.until(ready);
-            for (size_t k = 0; k < ranks; ++k) {
-                if (k == me) continue;
-                const size_t begin = cut.part(round - 1, k), length = cut.part(round - 1, k + 1) - begin;
-                const size_t offset = (cut.begin(round - 1) + begin) * element;
-                transfer(mine + offset, places[k] + offset, length * element);
-            }
-        }
-    }
-    const Step drained = open(DRAINED);  // nobody returns, and writes to its tensor, while others read it
+Task Group::read_by_all(Operation& operation) {
+    const Step drained = open(DRAINED);
     contribute(drained);
-    Reached read(*this, drained);
-    co_await operation.until(read);
+    Reached all(*this, drained);
+    co_await operation.until(all);
 }
 
 Task Group::reduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) {

@@ -120,15 +120,18 @@ uint64_t Group::place_of(const void* data, size_t bytes) const {
     return static_cast<uint64_t>(static_cast<const std::byte*>(data) - memory_);
 }
 
-int Group::read_places(std::vector<const std::byte*>& places) const {
-    int found = 0;
-    for (int rank = 0; rank < size_; ++rank) {
+bool Group::read_places(std::vector<const std::byte*>& places) const {
+    size_t found = 0;
+    places.resize(static_cast<size_t>(size_));
+    for (size_t rank = 0; rank < places.size(); ++rank) {
         uint64_t place = 0;
-        std::memcpy(&place, announced(rank), sizeof(place));
-        places[static_cast<size_t>(rank)] = memory_ + place;
+        std::memcpy(&place, announced(static_cast<int>(rank)), sizeof(place));
+        places[rank] = memory_ + place;
         if (place != 0) ++found;
     }
-    return found;
+    const bool all = found == places.size();
+    if (found == 0) places.clear();
+    return all;
 }
 
 std::shared_ptr<Operation> Group::operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) {

@@ -85,6 +85,7 @@ class Group final : public Communicator {
     struct Channel;
     struct Receive;
     struct Pair;
+    struct Allreduce;
     enum Stage { ARRIVED, FILLED, REDUCED, DRAINED, kStages };
     static constexpr int kWindow = 8;  // steps of a stage that may be open at once, more than kDepth
 
@@ -104,8 +105,6 @@ class Group final : public Communicator {
     Channel& channel(int from, int to) const;
     /// Where a buffer lies in the shared memory, if it lies in this rank's arena; else 0.
     uint64_t place_of(const void* data, size_t bytes) const;
-    /// The places that all ranks announced with their arrival; how many of them are not 0.
-    int read_places(std::vector<const std::byte*>& places) const;
 
     Step open(Stage stage, int only = -1);
     void contribute(const Step& step);
@@ -142,9 +141,24 @@ class Group final : public Communicator {
                   uint64_t place, Direct direct);
     template <class Fill, class Consume>
     Task exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume);
-    /// The rest of an allreduce in place of tensors that all lie in their ranks' arenas, after the arrival.
-    Task allreduce_directly(Operation& operation, const Call& call, const std::vector<const std::byte*>& places,
-                            DType dtype, Scale scale);
+    /// All-reduce of tensors that lie in arenas, at `places`, after the arrival.
+    Task allreduce_in_place(Operation& operation, Allreduce& work, const std::vector<const std::byte*>& places);
+    /// After an arrival with `place`: `places` become those of all ranks' data if all lie in arenas, else none; `fill`
+    /// is called if this rank held its first chunk back in vain, and its slot is needed now.
+    template <class Fill>
+    Task settle(Operation& operation, uint64_t place, std::vector<const std::byte*>& places, Fill fill) {
+        check_calls();
+        if (read_places(places) || places.empty()) co_return;
+        places.clear();
+        if (place != 0) fill();
+        co_await all_filled(operation);
+    }
+    /// The places that all ranks have announced: whether all have one. Empty if nobody has.
+    bool read_places(std::vector<const std::byte*>& places) const;
+    /// Say that this rank's slot is filled, and wait until all have.
+    Task all_filled(Operation& operation);
+    /// Say that this rank has read the others' tensors, and wait until all have: each is its user's again.
+    Task read_by_all(Operation& operation);
 
     Engine& engine_;
     std::byte* memory_;
