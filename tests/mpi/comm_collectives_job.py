@@ -13,7 +13,10 @@ from comm_checks.world import Ranks, use_loopback
 
 from pneumo.world import World
 
-MODULES = ("reductions", "movements", "messages", "groups", "works", "functional", "tensors", "draws", "mistakes")
+MODULES = (
+    *("reductions", "movements", "messages", "memory", "groups"),
+    *("works", "functional", "tensors", "draws", "mistakes"),
+)
 
 
 def checks(wanted: Sequence[str]) -> dict[str, Callable[[Ranks], None]]:

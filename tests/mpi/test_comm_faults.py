@@ -526,8 +526,10 @@ def test_nothing_grows_when_worlds_come_and_go(faults: Faults, case: str) -> Non
     found = faults(case)
     assert_ended(found)
     for ending in found:
-        second, *_, last = ending.notes["held"][1:]
-        assert last == second, ending.notes["held"]
+        second, *later = ending.notes["held"][1:]
+        # Of all mappings, a few come and go with malloc's; what a round keeps would be there as often as there are rounds.
+        assert later[-1].pop("mappings") - second.pop("mappings") < len(later), ending.notes["held"]
+        assert later[-1] == second, ending.notes["held"]
 
 
 def test_posix_memory_has_no_name_once_it_is_open_everywhere(faults: Faults) -> None:
