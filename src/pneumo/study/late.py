@@ -1,0 +1,121 @@
+"""Who was late: the rank that the others waited for, in which phase it spent the time, and for what cause.
+
+For each collective the last rank to arrive answers for the peer wait of all others. What each rank did since its own
+latest wait is laid beside the median of what the others did: the phase in which the late rank exceeds it most is where
+it lost the time. The cause is then what grew in that phase of that step over the others' median:
+
+    off_cpu   run-queue delay: the thread was ready and had no core
+    compute   CPU time: it had more to compute, or computed slower
+    sleep     neither of these: it was blocked
+    data      the phase is the wait for the next batch
+    alone     it did what others did not: validation, a checkpoint
+    unknown   it lost the time between two steps, where nothing is measured
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumo.study.collectives import Floats, Group, split
+from pneumo.study.schema import Late
+from pneumo.study.timeline import BETWEEN, PLACES, PROGRAM, Lane, Lanes
+
+if TYPE_CHECKING:
+    from pneumo.study.breakdown import Columns
+
+CAUSES = ("off_cpu", "compute", "sleep", "data", "alone", "unknown")
+Single = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """CPU time and run-queue delay of each phase of PROGRAM in each step of each rank, (5, S, n) ns."""
+
+    cpu: Single
+    delay: Single
+
+    @classmethod
+    def of(cls, timed: "Columns", shape: tuple[int, int]) -> "Clocks":
+        """From the same rows that `timeline.lanes` lays out."""
+        order = np.lexsort((timed["rank"], timed["step"], timed["block"]))
+        cpu, delay = (
+            np.stack([timed[f"{p}_{what}_ns"][order].reshape(shape).astype(np.float32) for p in PROGRAM])
+            for what in ("cpu", "delay")
+        )
+        return cls(cpu, delay)
+
+
+def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
+    """Name the late ranks of a run, worst first, by (rank, phase, cause)."""
+    ranks = lanes.begin.shape[1]
+    shape = (ranks, len(PLACES), len(CAUSES))
+    wait, count = np.zeros(shape), np.zeros(shape, np.int64)
+    columns = [Lane(lanes, groups, rank) for rank in range(ranks)]
+    for piece in (piece for group in groups if group.ranks.size > 1 for piece in group.chunks()):
+        found = _blame(piece, columns, lanes, clocks)
+        np.add.at(wait, found[:3], found[3])
+        np.add.at(count, found[:3], 1)
+    rows = [
+        Late(rank=rank, phase=PLACES[place], cause=CAUSES[cause], rank_s=wait[rank, place, cause] / 1e9, count=n)
+        for rank, place, cause in np.argwhere(count).tolist()
+        for n in [int(count[rank, place, cause])]
+    ]
+    return sorted(rows, key=lambda row: (-row.rank_s, row.rank, row.phase, row.cause))
+
+
+def _blame(
+    group: Group, columns: list[Lane], lanes: Lanes, clocks: Clocks
+) -> tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.intp], Floats]:
+    """Rank, place, cause and peer wait in ns of each collective that was waited for, (k,) each."""
+    parts = split(group)
+    wait = parts.peer_wait.sum(1).astype(np.float64)
+    rows = np.flatnonzero(wait > 0)
+    shape = (len(PLACES), *group.enqueued_ns.shape)
+    spent, begun = np.full(shape, np.nan, np.float32), np.zeros(shape[1:], np.int32)
+    for i, rank in enumerate(group.ranks.tolist()):
+        here = np.flatnonzero(group.present[:, i])
+        step = group.step_index[here]
+        spent[:, here, i], begun[here, i] = columns[rank].since_wait(group.enqueued_ns[here, i], step)
+    last = parts.last[rows]
+    place = np.stack([_excess(spent[p][rows], last) for p in range(len(PLACES))]).argmax(0)
+    step = np.where(place < PROGRAM.index("optimizer"), group.step_index[rows], begun[rows, last])
+    cause = np.full(rows.size, CAUSES.index("alone"))
+    cause[place == PLACES.index(BETWEEN)] = CAUSES.index("unknown")
+    timed = np.flatnonzero(place < len(PROGRAM))
+    cause[timed] = _cause(place[timed], step[timed], last[timed], group.ranks, lanes, clocks)
+    return group.ranks[last], place, cause, wait[rows]
+
+
+def _excess(values: Single, last: NDArray[np.intp]) -> Single:
+    """By how much each row's entry in column `last` exceeds the median of its other entries, (k, n) -> (k,)."""
+    k = np.arange(last.size)
+    own = values[k, last]
+    if np.isnan(values).any():
+        others = values.copy()
+        others[k, last] = np.nan
+        median = np.nanmedian(others, axis=1) if values.size else own
+        return np.where(np.isnan(median), 0, own - median).astype(np.float32)
+    others = values.copy()
+    others[k, last] = np.inf
+    low, high = (values.shape[1] - 2) // 2, (values.shape[1] - 1) // 2
+    ordered = np.partition(others, (low, high), axis=1)
+    return (own - (ordered[:, low] + ordered[:, high]) / 2).astype(np.float32)
+
+
+def _cause(
+    place: NDArray[np.intp],
+    step: NDArray[np.intp],
+    last: NDArray[np.intp],
+    ranks: NDArray[np.int64],
+    lanes: Lanes,
+    clocks: Clocks,
+) -> NDArray[np.intp]:
+    wall = lanes.phases[place, step][:, ranks].astype(np.float32)
+    cpu, delay = clocks.cpu[place, step][:, ranks], clocks.delay[place, step][:, ranks]
+    grown = np.stack([_excess(x, last) for x in (delay, cpu, wall - cpu - delay)])
+    cause: NDArray[np.intp] = grown.argmax(0)
+    # Whatever kept a batch away, the rank waited for data, unless it only lacked a core.
+    cause[(place == PROGRAM.index("data")) & (cause != CAUSES.index("off_cpu"))] = CAUSES.index("data")
+    return cause
