@@ -58,7 +58,7 @@ def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
         np.add.at(wait, found[:3], found[3])
         np.add.at(count, found[:3], 1)
     rows = [
-        Late(rank=rank, phase=PLACES[place], cause=CAUSES[cause], rank_s=wait[rank, place, cause] / 1e9, count=n)
+        Late(rank=rank, phase=PLACES[place], cause=CAUSES[cause], rank_s=float(wait[rank, place, cause]) / 1e9, count=n)
         for rank, place, cause in np.argwhere(count).tolist()
         for n in [int(count[rank, place, cause])]
     ]

@@ -82,7 +82,9 @@ class Waits:
     """The waits of one rank in order, and how much of the time up to a moment it has spent in them, in ns."""
 
     def __init__(self, begin: Ints, end: Ints) -> None:
-        order = np.argsort(begin, kind="stable")
+        # One that ended as it began was no wait: its collective had finished before.
+        waited = np.flatnonzero(end > begin)
+        order = waited[np.argsort(begin[waited], kind="stable")]
         self.begin = begin[order]
         # Waits of one thread cannot overlap; where records say so, the shared time counts once.
         self.end = np.maximum.accumulate(np.maximum(end[order], self.begin))
