@@ -103,8 +103,8 @@ start = time.perf_counter()
 row = summarize(Path(sys.argv[1])).rows[1]
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(f"{time.perf_counter() - start:.1f} {peak:.2f}")
-print(f"peer wait {row.loss['peer_wait']:.1f}, transfer {row.loss['transfer']:.1f}, residual {row.residual_fraction:+.5f}",
-      f"late rows {len(row.late)}", file=sys.stderr)
+print(f"peer wait {row.loss['peer_wait']:.1f}, transfer {row.loss['transfer']:.1f}, late {len(row.late)}",
+      f"residual {row.residual_fraction:+.5f}", file=sys.stderr)
 """
 
 

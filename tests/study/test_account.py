@@ -10,7 +10,6 @@ import pytest
 import simulated
 from simulated import MS, STYLES, Network, asleep
 
-from pneumo.study import breakdown
 from pneumo.study.account import TERMS, Account
 from pneumo.study.explain import Explainer, injected
 from pneumo.study.results import load_run, load_table
@@ -22,7 +21,7 @@ STEPS = 8  # of the simulated runs: 2 blocks of 4
 
 def account_of(path: Path, run: int = 1, kind: str = "train") -> Account:
     file = load_run(path)
-    found = Explainer(path, file, breakdown.all_steps(path), {0: 0, 1: 0}).account(file.runs[run], kind)
+    found = Explainer(path, file, {0: 0, 1: 0}).account(file.runs[run], kind)
     assert found is not None
     return found
 

@@ -101,10 +101,13 @@ costs = st.dictionaries(
 
 def extra_of(found: dict[Any, Any], order: list[int] | None = None) -> Any:
     def extra(rank: int, step: int, phase: str) -> simulated.Cost | None:
-        one = found.get((order[rank] if order else rank, step, phase))
+        who = order[rank] if order else rank
+        one = found.get((who, step, phase))
         if one is None:
             return None
-        wall, cpu = one[0] * MS + 1, int((one[0] * MS + 1) * one[1])
+        # No two ranks arrive in the same nanosecond: then the lower number would be called late.
+        wall = one[0] * MS + 13 * who
+        cpu = int(wall * one[1])
         return wall, cpu, int((wall - cpu) * one[2])
 
     return extra
@@ -146,7 +149,6 @@ def test_any_interleaving_closes(
 def test_swapping_ranks_permutes_the_answer(
     tmp_path_factory: pytest.TempPathFactory, found: dict[Any, Any], order: list[int], style: str
 ) -> None:
-    # Ranks that arrive in the same nanosecond share the lateness by their number: give each its own few.
     own = {(r, s, "forward"): (r + 1, 1.0, 0.0) for r in range(4) for s in range(4)} | found
     paths = [
         simulated.study(tmp_path_factory.mktemp("r"), 4, extra=extra_of(own, o), style=style, blocks=1)

@@ -54,12 +54,12 @@ def columns(table: "pa.Table") -> Columns:
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
-def all_steps(folder: Path) -> Columns:
-    """The steps of all runs and kinds, warm-up included, as columns of equal length; unknown clocks count as 0 ns."""
+def all_steps(folder: Path, run: int | None = None) -> Columns:
+    """The steps of all kinds and of all runs or one, warm-up included, as columns; unknown clocks count as 0 ns."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = load_table(folder, "steps")
+    table = load_table(folder, "steps", run=run)
     for i, field in enumerate(table.schema):
         # A null would turn the column into floats, and a clock's nanoseconds outgrow a float's 53 bits in 104 days.
         if pa.types.is_integer(field.type):
@@ -77,9 +77,9 @@ def select(steps: Columns, mask: NDArray[Any]) -> Columns:
     return steps if bool(mask.all()) else {name: column[mask] for name, column in steps.items()}
 
 
-def training_steps(folder: Path) -> Columns:
-    """The training steps of all runs, warm-up included, as columns of equal length; unknown clocks count as 0 ns."""
-    return of_kind(all_steps(folder), "train")
+def training_steps(folder: Path, run: int | None = None) -> Columns:
+    """The training steps of all runs or one, warm-up included, as columns; unknown clocks count as 0 ns."""
+    return of_kind(all_steps(folder, run), "train")
 
 
 def timed(steps: Columns, entry: RunEntry) -> Columns:

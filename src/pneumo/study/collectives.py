@@ -72,6 +72,11 @@ class Group:
         for i in range(0, self.seq.size, rows):
             yield self[i : i + rows]
 
+    def block(self, index: int) -> "Group":
+        """The collectives of one block."""
+        low, high = np.searchsorted(self.block_index, [index, index + 1]).tolist()
+        return self[low:high]
+
     def __getitem__(self, rows: slice) -> "Group":
         names = ("step_index", "block_index", "seq", *STAMPS)
         return Group(self.name, self.ranks, *(getattr(self, name)[rows] for name in names))
@@ -156,16 +161,14 @@ def _join(
     columns: "Columns", names: list[str], stamp: Callable[[str], Ints], entry: RunEntry, keys: StepKeys
 ) -> tuple[list[Group], Faults]:
     pair = _pair(columns.pop("block"), columns.pop("step"))
-    index = np.minimum(np.searchsorted(keys.pairs, pair), max(0, keys.pairs.size - 1))
-    ours = keys.pairs[index] == pair if keys.pairs.size else np.zeros(pair.size, bool)
-    rank = columns["rank"].astype(np.int32)
+    index = np.minimum(np.searchsorted(keys.pairs, pair), keys.pairs.size - 1).astype(np.int32)
+    rank = columns.pop("rank")
     foreign = (rank < 0) | (rank >= entry.ranks)
-    stray = foreign | ~np.isin(pair, keys.known)
-    ours &= ~foreign
-    said = [f"a record of no step: block {p >> 40}, step {p & ((1 << 40) - 1)}" for p in pair[stray][:EXAMPLES]]
+    rows = np.flatnonzero((keys.pairs[index] == pair) & ~foreign)
+    said = _stray(pair, foreign, keys)
+    stray = len(said)
     del pair
-    rows = np.flatnonzero(ours)
-    index, rank = index[rows].astype(np.int32), rank[rows]
+    index, rank = index[rows], rank[rows]
     seq, group = columns.pop("seq")[rows], columns.pop("group")[rows]
     places, lost, doubled = [], 0, 0
     for code, name in sorted(enumerate(names), key=lambda pair: pair[1]):
@@ -175,6 +178,7 @@ def _join(
             places.append(place)
             lost, doubled = lost + place.lost, doubled + place.doubled
             said += place.examples(keys)
+    said = said[:EXAMPLES] + said[stray:]
     del rows, index, rank, seq, group
     stamps = {name: [place.take(values) for place in places] for name in STAMPS for values in [stamp(name)]}
     block_of = np.searchsorted(keys.blocks, keys.block)
@@ -182,7 +186,14 @@ def _join(
         Group(p.name, p.ranks, p.index, block_of[p.index], p.seq, *(stamps[name][i] for name in STAMPS))
         for i, p in enumerate(places)
     ]
-    return groups, Faults(lost, doubled, int(stray.sum()), (), tuple(said))
+    return groups, Faults(lost, doubled, stray, (), tuple(said))
+
+
+def _stray(pair: Ints, foreign: NDArray[np.bool_], keys: StepKeys) -> list[str]:
+    """A line for each record of no step of the run, or of no rank of it."""
+    index = np.minimum(np.searchsorted(keys.known, pair), keys.known.size - 1)
+    stray = pair[foreign | (keys.known[index] != pair)].tolist()
+    return [f"a record of no step: block {p >> 40}, step {p & ((1 << 40) - 1)}" for p in stray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +204,7 @@ class _Place:
     ranks: Ints
     index: Ints
     seq: Ints
-    row: Ints
+    row: NDArray[np.intp]
     doubled: int
 
     @property
@@ -201,9 +212,9 @@ class _Place:
         return int((self.row < 0).sum())
 
     def take(self, values: Ints) -> Ints:
+        """The column of the table as a matrix (K, n)."""
         found = values[self.row]
-        if self.lost:
-            found[self.row < 0] = UNKNOWN
+        found[self.row < 0] = UNKNOWN
         return found
 
     def examples(self, keys: StepKeys) -> list[str]:
@@ -214,18 +225,30 @@ class _Place:
         return found + ([f"group {self.name}: {self.doubled} records more than once"] if self.doubled else [])
 
 
-def _place(name: str, rows: Ints, index: NDArray[Any], seq: Ints, rank: NDArray[Any]) -> _Place:
-    low = int(seq.min())
-    width = int(seq.max()) - low + 1
-    key, inverse = np.unique(index.astype(np.int64) * width + (seq - low), return_inverse=True)
+def _place(name: str, rows: NDArray[np.intp], index: NDArray[Any], seq: Ints, rank: NDArray[Any]) -> _Place:
+    low = np.full(int(index.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(low, index, seq)
+    within = seq - low[index]
+    width = int(within.max()) + 1
+    key, inverse = _distinct(index * np.int64(width) + within)
     ranks = np.flatnonzero(np.bincount(rank)).astype(np.int64)
-    column = np.searchsorted(ranks, rank)
-    cell = inverse * ranks.size + column
-    row = np.full(key.size * ranks.size, -1, np.int64)
+    cell = inverse * ranks.size
+    cell += np.searchsorted(ranks, rank)
+    row = np.full(key.size * ranks.size, -1, rows.dtype)
     # Of records of the same collective on the same rank the first row stays: assignment goes from the last on.
     row[cell[::-1]] = rows[::-1]
     doubled = rows.size - int((row >= 0).sum())
-    return _Place(name, ranks, key // width, key % width + low, row.reshape(key.size, ranks.size), doubled)
+    step = key // width
+    return _Place(name, ranks, step, key % width + low[step], row.reshape(key.size, ranks.size), doubled)
+
+
+def _distinct(key: Ints) -> tuple[Ints, Ints]:
+    """The distinct keys in order, and for each key which of them it is; by a table where the keys are dense."""
+    if int(key.max()) > 4 * key.size:
+        found, inverse = np.unique(key, return_inverse=True)
+        return found, inverse
+    there = np.bincount(key) > 0
+    return np.flatnonzero(there), (np.cumsum(there) - 1)[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,11 +22,11 @@ KINDS = ("train", "validate", "checkpoint")
 class Explainer:
     """Makes the accounts of a result one run after the other, so that one run's records are in memory at a time.
 
-    `steps` are all rows of steps.parquet, `references` says which serial run each run is compared with.
+    `references` says which serial run each run is compared with.
     """
 
-    def __init__(self, folder: Path, run: RunFile, steps: Columns, references: Mapping[int, int]) -> None:
-        self._folder, self._steps, self._chosen = folder, steps, references
+    def __init__(self, folder: Path, run: RunFile, references: Mapping[int, int]) -> None:
+        self._folder, self._chosen = folder, references
         self._entries = {entry.run: entry for entry in run.runs}
         self._named = injected(run.config)
         self._made: dict[tuple[int, str], Reference | None] = {}
@@ -36,7 +36,7 @@ class Explainer:
 
         Against its reference over the blocks that both have, without one over all blocks that are timed.
         """
-        of_run = select(self._steps, self._steps["run"] == entry.run)
+        of_run = breakdown.all_steps(self._folder, entry.run)
         rows = self._timed(of_run, entry, kind)
         reference = self._reference(self._chosen.get(entry.run), kind)
         shared = set(rows["block"].tolist()) & set(reference.ledger.blocks if reference else ())
@@ -74,7 +74,7 @@ class Explainer:
             return None
         if (run, kind) not in self._made:
             entry = self._entries[run]
-            of_run = select(self._steps, self._steps["run"] == run)
+            of_run = breakdown.all_steps(self._folder, run)
             rows = self._timed(of_run, entry, kind)
             if rows["block"].size:
                 alone = select(of_run, np.isin(of_run["kind"], ALONE) & (kind == "train"))

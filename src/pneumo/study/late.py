@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumo.study.collectives import Floats, Group, split
+from pneumo.study.collectives import UNKNOWN, Floats, Group, split
 from pneumo.study.schema import Late
 from pneumo.study.timeline import BETWEEN, PLACES, PROGRAM, Lane, Lanes
 
@@ -52,11 +52,14 @@ def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
     ranks = lanes.begin.shape[1]
     shape = (ranks, len(PLACES), len(CAUSES))
     wait, count = np.zeros(shape), np.zeros(shape, np.int64)
-    columns = [Lane(lanes, groups, rank) for rank in range(ranks)]
-    for piece in (piece for group in groups if group.ranks.size > 1 for piece in group.chunks()):
-        found = _blame(piece, columns, lanes, clocks)
-        np.add.at(wait, found[:3], found[3])
-        np.add.at(count, found[:3], 1)
+    for block in range(lanes.block_begin.size):
+        here = [group.block(block) for group in groups]
+        stretches = _stretches(here, lanes, block)
+        for group, (spent, begun) in zip(here, stretches, strict=True):
+            if group.ranks.size > 1 and group.seq.size:
+                found = _blame(group, spent, begun, lanes, clocks)
+                np.add.at(wait, found[:3], found[3])
+                np.add.at(count, found[:3], 1)
     rows = [
         Late(rank=rank, phase=PLACES[place], cause=CAUSES[cause], rank_s=float(wait[rank, place, cause]) / 1e9, count=n)
         for rank, place, cause in np.argwhere(count).tolist()
@@ -65,19 +68,32 @@ def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
     return sorted(rows, key=lambda row: (-row.rank_s, row.rank, row.phase, row.cause))
 
 
+def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Single, NDArray[np.int32]]]:
+    """For each group of one block what each rank did before each arrival since its latest wait, in ns (8, K, n).
+
+    Also the step in which that stretch begins, (K, n). Where a record is lost the stretch is not-a-number.
+    """
+    found = []
+    for group in groups:
+        shape = group.enqueued_ns.shape
+        found.append((np.full((len(PLACES), *shape), np.nan, np.float32), np.zeros(shape, np.int32)))
+    for rank in range(lanes.begin.shape[1]):
+        lane = Lane(lanes, groups, rank, block)
+        for group, (spent, begun) in zip(groups, found, strict=True):
+            for i in np.flatnonzero(group.ranks == rank).tolist():
+                here = np.flatnonzero(group.enqueued_ns[:, i] != UNKNOWN)
+                stretch = lane.since_wait(group.enqueued_ns[here, i], group.step_index[here])
+                spent[:, here, i], begun[here, i] = stretch
+    return found
+
+
 def _blame(
-    group: Group, columns: list[Lane], lanes: Lanes, clocks: Clocks
+    group: Group, spent: Single, begun: NDArray[np.int32], lanes: Lanes, clocks: Clocks
 ) -> tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.intp], Floats]:
     """Rank, place, cause and peer wait in ns of each collective that was waited for, (k,) each."""
     parts = split(group)
     wait = parts.peer_wait.sum(1).astype(np.float64)
     rows = np.flatnonzero(wait > 0)
-    shape = (len(PLACES), *group.enqueued_ns.shape)
-    spent, begun = np.full(shape, np.nan, np.float32), np.zeros(shape[1:], np.int32)
-    for i, rank in enumerate(group.ranks.tolist()):
-        here = np.flatnonzero(group.present[:, i])
-        step = group.step_index[here]
-        spent[:, here, i], begun[here, i] = columns[rank].since_wait(group.enqueued_ns[here, i], step)
     last = parts.last[rows]
     place = np.stack([_excess(spent[p][rows], last) for p in range(len(PLACES))]).argmax(0)
     step = np.where(place < PROGRAM.index("optimizer"), group.step_index[rows], begun[rows, last])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumo.study.collectives import Floats, Group, Ints, split
+from pneumo.study.collectives import UNKNOWN, Floats, Group, Ints, split
 from pneumo.study.schema import PHASES
 from pneumo.study.timeline import ALONE, Waits
 
@@ -165,18 +165,19 @@ def blocked(groups: list[Group], shape: tuple[int, int]) -> Blocked:
         for name in ("peer_wait", "queue", "transfer", "woken"):
             values = np.add.reduceat(getattr(parts, name), edges, axis=0)
             sums[name][np.ix_(piece.block_index[edges], piece.ranks)] += values
+    arrived = [group.enqueued_ns.max(1) for group in groups]
     for rank in range(shape[1]):
         waits = Waits.of(groups, rank)
-        for group in groups:
+        for group, arrival in zip(groups, arrived, strict=True):
             for column in np.flatnonzero(group.ranks == rank).tolist():
-                block, hidden = _hidden(group, column, waits)
+                block, hidden = _hidden(group, column, arrival, waits)
                 sums["hidden"][:, rank] += np.bincount(block, weights=hidden, minlength=shape[0])
     return Blocked(**{name: values / 1e9 for name, values in sums.items()})
 
 
-def _hidden(group: Group, column: int, waits: Waits) -> tuple[Ints, Ints]:
+def _hidden(group: Group, column: int, arrived: Ints, waits: Waits) -> tuple[Ints, Ints]:
     """Block index and hidden ns of the collectives of one rank whose end is known."""
-    known = np.flatnonzero((group.finished_ns[:, column] > 0) & group.present[:, column])
-    begin = np.maximum(group.enqueued_ns[known].max(1), group.started_ns[known, column])
+    known = np.flatnonzero(group.finished_ns[:, column] != UNKNOWN)
+    begin = np.maximum(arrived[known], group.started_ns[known, column])
     end = np.maximum(group.finished_ns[known, column], begin)
     return group.block_index[known], (end - begin) - (waits.until(end) - waits.until(begin))

@@ -58,11 +58,10 @@ def summarize(folder: Path, *, write: bool = True) -> Summary:
     A run without a whole timed block has no row. Raises Refused where run.json or a table is missing or damaged.
     """
     run = load_run(folder)
-    steps, answers = breakdown.all_steps(folder), _answers(folder)
-    training = breakdown.of_kind(steps, "train")
-    timings = [timing for entry in run.runs if (timing := _timing(training, entry)).blocks]
+    answers = _answers(folder)
+    timings = [t for entry in run.runs if (t := _timing(breakdown.training_steps(folder, entry.run), entry)).blocks]
     chosen = references(timings)
-    explainer = Explainer(folder, run, steps, chosen)
+    explainer = Explainer(folder, run, chosen)
     by_run = {timing.entry.run: timing for timing in timings}
     first = quality_reference(timings)
     rows = []

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumo.study.collectives import Floats, Group, Ints, StepKeys
+from pneumo.study.collectives import UNKNOWN, Floats, Group, Ints, StepKeys
 
 if TYPE_CHECKING:
     from pneumo.study.breakdown import Columns
@@ -98,9 +98,10 @@ class Waits:
         begin, end = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for group in groups:
             for column in np.flatnonzero(group.ranks == rank).tolist():
-                known = group.blocked[:, column]
-                begin.append(group.wait_begin_ns[known, column])
-                end.append(group.wait_end_ns[known, column])
+                first, last = group.wait_begin_ns[:, column], group.wait_end_ns[:, column]
+                known = (first != UNKNOWN) & (last != UNKNOWN)
+                begin.append(first[known])
+                end.append(last[known])
         return cls(np.concatenate(begin), np.concatenate(end))
 
     def until(self, moment: Ints) -> Ints:
@@ -119,25 +120,22 @@ class Waits:
 
 
 class Lane:
-    """One rank's column of the lanes, with its waits."""
+    """One rank's column of the lanes in one block, with its waits; `groups` are the block's, steps the run's."""
 
-    def __init__(self, lanes: Lanes, groups: list[Group], rank: int) -> None:
+    def __init__(self, lanes: Lanes, groups: list[Group], rank: int, block: int) -> None:
         self.waits = Waits.of(groups, rank)
-        self._begin = lanes.begin[:, rank]
+        low, high = np.searchsorted(lanes.block_index, [block, block + 1]).tolist()
+        self._low = low
+        self._begin = np.ascontiguousarray(lanes.begin[low:high, rank])
         self._waited = self.waits.until(self._begin)
-        self._phases, before = lanes.phases[:, :, rank], lanes.before[:, :, rank]
+        self._phases = np.ascontiguousarray(lanes.phases[:, low:high, rank])
         self._edges = np.cumsum(self._phases, 0) - self._phases
         self._phases_before = np.cumsum(self._phases, 1) - self._phases
-        self._gaps, self._gaps_before = np.cumsum(before, 1), np.cumsum(before, 1) - before
-        self._block_begin = lanes.block_begin[lanes.block_index]
-        self._first = np.maximum.accumulate(np.where(lanes.first, np.arange(lanes.first.size), 0))
-
-    def step_at(self, moment: Ints) -> NDArray[np.intp]:
-        """The latest step that has begun by each moment (m,)."""
-        return np.maximum(np.searchsorted(self._begin, moment, side="right") - 1, 0)
+        self._gaps = np.cumsum(lanes.before[:, low:high, rank], 1)
 
     def into_step(self, moment: Ints, step: NDArray[np.intp]) -> Floats:
         """How much of each phase of PROGRAM of that step lies before each moment, (5, m) ns."""
+        step = step - self._low
         local = (moment - self._begin[step]) - (self.waits.until(moment) - self._waited[step])
         return np.clip(local - self._edges[:, step], 0.0, self._phases[:, step])
 
@@ -146,10 +144,13 @@ class Lane:
 
         Returns ns (8, m) in the order of PLACES, and the step in which that stretch begins, (m,).
         """
-        now = np.concatenate([self._phases_before[:, step] + self.into_step(moment, step), self._gaps[:, step]])
         since = self.waits.previous_end(moment)
-        whole_block = since < self._block_begin[step]
-        begun = np.where(whole_block, self._first[step], np.minimum(self.step_at(since), step))
-        done = np.where(whole_block, 0.0, self.into_step(since, begun))
-        gaps = np.where(whole_block, self._gaps_before[:, begun], self._gaps[:, begun])
-        return now - np.concatenate([self._phases_before[:, begun] + done, gaps]), begun
+        begun = np.clip(np.searchsorted(self._begin, since, side="right") - 1, 0, step - self._low) + self._low
+        # Before its first wait a rank has done everything since the block's begin.
+        waited = since > 0
+        return self._done(moment, step) - np.where(waited, self._done(since, begun), 0.0), begun
+
+    def _done(self, moment: Ints, step: NDArray[np.intp]) -> Floats:
+        """What has been done in each place since the block's begin, (8, m) ns."""
+        at = step - self._low
+        return np.concatenate([self._phases_before[:, at] + self.into_step(moment, step), self._gaps[:, at]])
