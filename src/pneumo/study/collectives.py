@@ -12,7 +12,7 @@ so the three sum to e - b. What a rank's main thread does beside (hidden communi
 bound; what is lost, doubled or belongs nowhere is counted in `Faults` and never dropped in silence.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,63 +130,63 @@ def _pair(block: NDArray[Any], step: NDArray[Any]) -> Ints:
 
 
 def load(folder: Path, entry: RunEntry, keys: StepKeys) -> tuple[list[Group], Faults]:
-    """Read and join the records of one run's timed steps; only what they need is ever in memory.
+    """Read and join the records of one run's timed steps, column by column: they may be tens of millions.
 
     Raises Refused where the file is damaged.
     """
-    table = load_table(folder, "collectives", columns=["run", "block", "rank", "step", "seq", "group"], run=entry.run)
-    if table.num_rows == 0:
+
+    def column(name: str) -> NDArray[Any]:
+        table = load_table(folder, "collectives", columns=["run", name], run=entry.run)
+        return filled(table.column(name))
+
+    pair = _pair(column("block"), column("step"))
+    if not pair.size:
         return [], Faults()
-    named = table.column("group").combine_chunks().dictionary_encode()
-    columns = {name: table.column(name).to_numpy() for name in ("block", "rank", "step", "seq")}
-    columns["group"] = named.indices.to_numpy()
-
-    def stamp(name: str) -> Ints:
-        return filled(load_table(folder, "collectives", columns=["run", name], run=entry.run).column(name))
-
-    names = named.dictionary.to_pylist()
-    del table, named
-    return _join(columns, names, stamp, entry, keys)
-
-
-def filled(column: "pa.ChunkedArray") -> Ints:
-    """A column of stamps, UNKNOWN where it is null."""
-    import pyarrow.compute as pc
-
-    values: Ints = pc.fill_null(column, UNKNOWN).to_numpy().astype(np.int64, copy=False)
-    return values
-
-
-def _join(
-    columns: "Columns", names: list[str], stamp: Callable[[str], Ints], entry: RunEntry, keys: StepKeys
-) -> tuple[list[Group], Faults]:
-    pair = _pair(columns.pop("block"), columns.pop("step"))
     index = np.minimum(np.searchsorted(keys.pairs, pair), keys.pairs.size - 1).astype(np.int32)
-    rank = columns.pop("rank")
+    rank = column("rank").astype(np.int32)
     foreign = (rank < 0) | (rank >= entry.ranks)
     rows = np.flatnonzero((keys.pairs[index] == pair) & ~foreign)
-    said = _stray(pair, foreign, keys)
-    stray = len(said)
-    del pair
-    index, rank = index[rows], rank[rows]
-    seq, group = columns.pop("seq")[rows], columns.pop("group")[rows]
-    places, lost, doubled = [], 0, 0
-    for code, name in sorted(enumerate(names), key=lambda pair: pair[1]):
-        here = np.flatnonzero(group == code)
-        if here.size:
-            place = _place(name, rows[here], index[here], seq[here], rank[here])
-            places.append(place)
-            lost, doubled = lost + place.lost, doubled + place.doubled
-            said += place.examples(keys)
-    said = said[:EXAMPLES] + said[stray:]
-    del rows, index, rank, seq, group
-    stamps = {name: [place.take(values) for place in places] for name in STAMPS for values in [stamp(name)]}
+    stray = _stray(pair, foreign, keys)
+    del pair, foreign
+    places = _places(folder, entry, rows, index[rows], rank[rows], column("seq")[rows])
+    del rows, index, rank
+    stamps = {name: [place.take(values) for place in places] for name in STAMPS for values in [column(name)]}
     block_of = np.searchsorted(keys.blocks, keys.block)
     groups = [
         Group(p.name, p.ranks, p.index, block_of[p.index], p.seq, *(stamps[name][i] for name in STAMPS))
         for i, p in enumerate(places)
     ]
-    return groups, Faults(lost, doubled, stray, (), tuple(said))
+    said = stray[:EXAMPLES] + [line for place in places for line in place.examples(keys)]
+    lost, doubled = sum(place.lost for place in places), sum(place.doubled for place in places)
+    return groups, Faults(lost, doubled, len(stray), (), tuple(said))
+
+
+def filled(column: "pa.ChunkedArray") -> NDArray[Any]:
+    """A column of integers, UNKNOWN where it is null."""
+    import pyarrow.compute as pc
+
+    if column.null_count:
+        column = pc.fill_null(column, UNKNOWN)
+    return np.asarray(column.to_numpy())
+
+
+def _places(
+    folder: Path, entry: RunEntry, rows: NDArray[np.intp], index: NDArray[np.int32], rank: NDArray[np.int32], seq: Ints
+) -> list["_Place"]:
+    """The joined groups by name; `rows` are those of the run's records that count, the rest belongs to these."""
+    column = load_table(folder, "collectives", columns=["run", "group"], run=entry.run).column("group")
+    encoded = column.combine_chunks().dictionary_encode()
+    names, group = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    del column, encoded
+    if len(names) == 1:
+        return [_place(names[0], rows, index, seq, rank)] if rows.size else []
+    group = group[rows]
+    found = []
+    for code, name in sorted(enumerate(names), key=lambda pair: str(pair[1])):
+        here = np.flatnonzero(group == code)
+        if here.size:
+            found.append(_place(name, rows[here], index[here], seq[here], rank[here]))
+    return found
 
 
 def _stray(pair: Ints, foreign: NDArray[np.bool_], keys: StepKeys) -> list[str]:
