@@ -35,6 +35,7 @@ import numpy as np
 
 from pneumo.study.collectives import Durations, Faults, Floats
 from pneumo.study.ledger import COMPUTE, Blocked, Ledger
+from pneumo.study.replay import WhatIf
 from pneumo.study.schema import Late, RunEntry
 from pneumo.study.statistics import Estimate, hodges_lehmann
 
@@ -66,6 +67,7 @@ class Account:
     faults: Faults = field(default_factory=Faults)
     durations: Durations = field(default_factory=Durations)
     late: list[Late] = field(default_factory=list)
+    what_if: WhatIf | None = None
 
     @property
     def whole_s(self) -> float:

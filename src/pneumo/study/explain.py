@@ -13,8 +13,9 @@ from pneumo.study.breakdown import Columns, select
 from pneumo.study.collectives import Group, StepKeys, durations, load
 from pneumo.study.late import Clocks, late
 from pneumo.study.ledger import Ledger, blocked, ledger
-from pneumo.study.schema import PHASES, RunEntry, RunFile
-from pneumo.study.timeline import ALONE, lanes
+from pneumo.study.replay import WhatIf, what_if
+from pneumo.study.schema import PHASES, Late, RunEntry, RunFile
+from pneumo.study.timeline import ALONE, Delays, lanes
 
 KINDS = ("train", "validate", "checkpoint")
 
@@ -22,11 +23,12 @@ KINDS = ("train", "validate", "checkpoint")
 class Explainer:
     """Makes the accounts of a result one run after the other, so that one run's records are in memory at a time.
 
-    `references` says which serial run each run is compared with.
+    `references` says which serial run each run is compared with; `replay` adds the what-if times, which cost as much
+    again.
     """
 
-    def __init__(self, folder: Path, run: RunFile, references: Mapping[int, int]) -> None:
-        self._folder, self._chosen = folder, references
+    def __init__(self, folder: Path, run: RunFile, references: Mapping[int, int], *, replay: bool = False) -> None:
+        self._folder, self._chosen, self._replay = folder, references, replay
         self._entries = {entry.run: entry for entry in run.runs}
         self._named = injected(run.config)
         self._made: dict[tuple[int, str], Reference | None] = {}
@@ -52,6 +54,7 @@ class Explainer:
         if reference is not None and shared:
             reference = replace(reference, ledger=reference.ledger.only(sums.blocks))
             shares = share_cost(rows, sums.blocks, entry.ranks, reference)
+        lateness, replayed = self._dynamics(groups, rows, keys, entry, alone) if kind == "train" else ([], None)
         return make_account(
             entry,
             kind,
@@ -62,8 +65,19 @@ class Explainer:
             self._named,
             faults=replace(faults, silent_ranks=_silent(sums, groups)),
             durations=durations(groups),
-            late=_late(groups, rows, keys, entry, alone) if kind == "train" else [],
+            late=lateness,
+            what_if=replayed,
         )
+
+    def _dynamics(
+        self, groups: list[Group], rows: Columns, keys: StepKeys, entry: RunEntry, alone: Columns
+    ) -> tuple[list[Late], WhatIf | None]:
+        """Who was late, and the replay where it was asked for."""
+        if not groups:
+            return [], None
+        laid = lanes(rows, keys, entry.ranks, alone)
+        found = late(groups, laid, Clocks.of(rows, (keys.step.size, entry.ranks)))
+        return found, what_if(groups, laid, Delays.of(rows, laid)) if self._replay else None
 
     def _timed(self, steps: Columns, entry: RunEntry, kind: str) -> Columns:
         rows = breakdown.of_kind(steps, kind)
@@ -90,13 +104,6 @@ def _silent(sums: Ledger, groups: Iterable[Group]) -> tuple[int, ...]:
     """Ranks that were blocked in collectives and have no record of any."""
     heard = {rank for group in groups for rank in group.ranks.tolist()}
     return tuple(r for r in np.flatnonzero(sums.wall["comm"].sum(0) > 0).tolist() if r not in heard)
-
-
-def _late(groups: list[Group], rows: Columns, keys: StepKeys, entry: RunEntry, alone: Columns) -> list[Any]:
-    if not groups:
-        return []
-    laid = lanes(rows, keys, entry.ranks, alone)
-    return late(groups, laid, Clocks.of(rows, (keys.step.size, entry.ranks)))
 
 
 def injected(config: Mapping[str, Any]) -> dict[tuple[int | None, str], str]:

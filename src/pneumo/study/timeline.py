@@ -154,3 +154,33 @@ class Lane:
         """What has been done in each place since the block's begin, (8, m) ns."""
         at = step - self._low
         return np.concatenate([self._phases_before[:, at] + self.into_step(moment, step), self._gaps[:, at]])
+
+
+@dataclass(frozen=True, slots=True)
+class Delays:
+    """Run-queue delay of the timed steps of a run.
+
+    `share` (5, S, n) is the part of each phase of PROGRAM that was delay, `before` (S, n) all delay outside `comm` of
+    the block's earlier steps in ns, `of_transfer` (S, n) the part of `comm` that was none.
+    """
+
+    share: Floats
+    before: Floats
+    of_transfer: Floats
+
+    @classmethod
+    def of(cls, timed: "Columns", lanes: Lanes) -> "Delays":
+        """From the same rows that `lanes` lays out."""
+        order, shape = np.lexsort((timed["rank"], timed["step"], timed["block"])), lanes.begin.shape
+        delay = np.stack([timed[f"{p}_delay_ns"][order].reshape(shape).astype(np.float64) for p in PROGRAM])
+        comm, waiting = (timed[f"comm_{what}"][order].reshape(shape) for what in ("ns", "delay_ns"))
+        share = np.clip(delay / np.maximum(lanes.phases, 1), 0, 1)
+        each = (share * lanes.phases).sum(0)
+        before = np.cumsum(each, 0) - each
+        starts = np.maximum.accumulate(np.where(lanes.first, np.arange(lanes.first.size), 0))
+        return cls(share, before - before[starts], 1 - np.clip(waiting / np.maximum(comm, 1), 0, 1))
+
+    def until(self, lane: Lane, rank: int, moment: Ints, step: NDArray[np.intp]) -> Floats:
+        """Delay outside `comm` since the block's begin, up to each moment of a step, (m,) ns."""
+        within: Floats = (lane.into_step(moment, step) * self.share[:, step, rank]).sum(0)
+        return np.asarray(self.before[step, rank] + within)
