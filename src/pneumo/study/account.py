@@ -50,7 +50,8 @@ NO_SHARES = "no serial steps of the share's size were timed, so replicated and s
 class Account:
     """Rank-seconds of one run's rows of one kind, over the blocks that its reference has too.
 
-    Everything is (blocks, ranks). `terms` are TERMS, None where the study cannot tell them: all but the first three
+    Everything is (blocks, ranks). `useful_s` is the steps' time outside `comm`, the reference's for as many images.
+    `terms` are TERMS, None where the study cannot tell them: all but the first three
     without a reference, `replicated` and `slower_on_cpu` without share rows. `items` split a term: their sum is the
     term, except for those of `aside`, which explain without adding up.
     """
@@ -60,6 +61,8 @@ class Account:
     reference: int | None
     blocks: tuple[int, ...]
     length_s: Floats  # (blocks,)
+    useful_s: Floats
+    reference_useful_s: Floats | None
     lost_s: Floats | None
     terms: dict[str, Floats | None]
     items: dict[str, dict[str, Floats]]
@@ -190,7 +193,9 @@ def make_account(
     terms: dict[str, Floats | None] = dict.fromkeys(TERMS)
     terms |= {"peer_wait": waits.peer_wait, "queue": waits.queue, "transfer": waits.transfer}
     if reference is None:
-        return Account(entry, kind, None, ours.blocks, ours.length, None, terms, items, aside, **rest)
+        return Account(
+            entry, kind, None, ours.blocks, ours.length, ours.useful, None, None, terms, items, aside, **rest
+        )
     theirs = reference.ledger
     growth = _Growth(ours, theirs)
     own_sleep = {phase: growth(ours.sleep(phase), theirs.sleep(phase)) for phase in COMPUTE}
@@ -213,7 +218,9 @@ def make_account(
         terms["slower_on_cpu"] = ours.compute_cpu - shares
     aside |= {f"sleep in {phase}": values for phase, values in own_sleep.items()}
     lost = ours.length[:, None] - growth.weight * theirs.length[:, None]
-    return Account(entry, kind, reference.entry.run, ours.blocks, ours.length, lost, terms, items, aside, **rest)
+    useful = growth.weight * theirs.useful.sum(1, keepdims=True)
+    about = (entry, kind, reference.entry.run, ours.blocks, ours.length, ours.useful, useful)
+    return Account(*about, lost, terms, items, aside, **rest)
 
 
 class _Growth:

@@ -43,6 +43,11 @@ class Ledger:
         return sum((self.cpu[phase] for phase in COMPUTE), np.zeros_like(self.images))
 
     @property
+    def useful(self) -> Floats:
+        """Wall time of the steps outside `comm`: what POP calls useful computation."""
+        return sum((self.wall[phase] for phase in PHASES if phase != "comm"), np.zeros_like(self.images))
+
+    @property
     def delay_outside_comm(self) -> Floats:
         """Run-queue delay outside `comm`: what of it lies within a wait is part of the wait."""
         return sum((self.delay[phase] for phase in PHASES if phase != "comm"), np.zeros_like(self.images))

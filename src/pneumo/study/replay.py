@@ -130,7 +130,8 @@ def _calls(groups: list[Group], ranks: int, origin: int) -> _Calls:
         for matrix, (known, stamps) in zip(found, told, strict=False):
             matrix[cells] = np.where(known, stamps - origin, np.nan)
         found[3][cells] = _takes(group)
-    return _Calls(*found, step, previous)
+    sent, waited, resumed, takes = found
+    return _Calls(sent, waited, resumed, takes, step, previous)
 
 
 def _script(groups: list[Group], lanes: Lanes, delays: Delays, block: int) -> _Script:
