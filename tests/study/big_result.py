@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -84,7 +85,7 @@ def _steps(
     values["comm"] = wall - compute
     values["other"] = compute - sum(values[p] for p in share)
     n = wall.size
-    columns = {"run": np.full(n, 1, np.int32), "block": np.full(n, block, np.int32)}
+    columns: dict[str, Any] = {"run": np.full(n, 1, np.int32), "block": np.full(n, block, np.int32)}
     columns |= {"rank": np.tile(np.arange(ranks), steps).astype(np.int32)}
     columns |= {"step": np.repeat(np.arange(steps) + (block - 1) * steps, ranks)}
     columns |= {"images": np.ones(n, np.int64), "begin_ns": np.repeat(begin[::collectives], ranks), "wall_ns": wall}
@@ -98,6 +99,7 @@ def _steps(
 SUMMARIZE = """
 import resource, sys, time
 from pathlib import Path
+from typing import Any
 from pneumo.study.summary import summarize
 start = time.perf_counter()
 row = summarize(Path(sys.argv[1])).rows[1]

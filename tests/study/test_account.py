@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import simulated
 from simulated import MS, STYLES, Network, asleep
+from synthetic import entry
 
 from pneumo.study.account import TERMS, Account
 from pneumo.study.explain import Explainer, injected
@@ -240,7 +241,8 @@ def test_the_same_by_plain_python(tmp_path: Path) -> None:
 
 def recomputed(path: Path) -> dict[str, float]:
     """The terms in seconds, from the files and nothing else of this package."""
-    steps, found = load_table(path, "steps").to_pylist(), defaultdict(float)
+    steps = load_table(path, "steps").to_pylist()
+    found: dict[str, float] = defaultdict(float)
     train = [r for r in steps if r["kind"] == "train"]
     serial, ours = ([r for r in train if r["run"] == run] for run in (0, 1))
     weight = sum(r["images"] for r in ours) / sum(r["images"] for r in serial)
@@ -300,8 +302,8 @@ def test_transfer_by_the_clock_and_without_agree_on_one_clock(tmp_path: Path) ->
 
 
 def test_validation_has_an_account_of_its_own(tmp_path: Path) -> None:
-    rows, records = simulated.train(simulated.entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
-    serial = simulated.serial_rows(simulated.entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})
+    rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
+    serial = simulated.serial_rows(entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})
     for found, work in ((rows, 60 * MS), (serial, 100 * MS)):
         for last in [r for r in found if r["step"] == 7]:
             more = {"step": 100, "begin_ns": last["begin_ns"] + 10**10, "kind": "validate", "comm_ns": 0}
@@ -316,7 +318,7 @@ def test_validation_has_an_account_of_its_own(tmp_path: Path) -> None:
 
 
 def test_without_a_reference_the_blocked_time_is_still_told(tmp_path: Path) -> None:
-    trained = simulated.train(simulated.entry(0, "ddp", "gloo", 2, 1), simulated.even(2), style="fsdp")
+    trained = simulated.train(entry(0, "ddp", "gloo", 2, 1), simulated.even(2), style="fsdp")
     row = summarize(simulated.write(tmp_path, [trained], [("ddp", "gloo", 2, 1)])).rows[0]
     assert row.loss["transfer"] == seconds(2 * STEPS * 2 * 3 * MS)
     assert [row.lost_rank_s, row.residual_rank_s, row.loss["off_cpu"]] == [None] * 3

@@ -57,12 +57,12 @@ stamp_rows = st.integers(2, 5).flatmap(
 def test_the_parts_are_never_negative_and_sum_to_the_wait(rows: list[list[tuple[Any, ...]]]) -> None:
     enqueued, started, finished, begin, length = ([[x[i] for x in row] for row in rows] for i in range(5))
     told = [[x[5] for x in row] for row in rows]
-    hide = [
-        [[v if t else None for v, t in zip(a, b, strict=True)] for a, b in zip(x, told, strict=True)]
-        for x in (started, finished)
-    ]
+
+    def where_told(values: list[list[int]]) -> list[list[int | None]]:
+        return [[v if t else None for v, t in zip(x, y, strict=True)] for x, y in zip(values, told, strict=True)]
+
     end = (np.array(begin) + np.array(length)).tolist()
-    parts = split(group(enqueued, *hide, begin, end))
+    parts = split(group(enqueued, where_told(started), where_told(finished), begin, end))
     assert min(x.min() for x in (parts.peer_wait, parts.queue, parts.transfer, parts.woken)) >= 0
     assert (parts.peer_wait + parts.queue + parts.transfer).tolist() == length
     assert (parts.woken <= parts.transfer).all()
