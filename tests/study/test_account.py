@@ -317,6 +317,20 @@ def test_validation_has_an_account_of_its_own(tmp_path: Path) -> None:
     assert account_of(path).total("residual") == seconds(0)
 
 
+def test_ranks_that_take_no_part_in_a_validation_are_idle(tmp_path: Path) -> None:
+    rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
+    serial = simulated.serial_rows(entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})
+    for found in (rows, serial):
+        last = next(r for r in found if r["step"] == 7)
+        blank = {f"{p}_{what}": 0 for p in PHASES for what in ("ns", "cpu_ns", "delay_ns")}
+        work = {"wall_ns": 60 * MS, "forward_ns": 60 * MS, "forward_cpu_ns": 60 * MS, "images": 32}
+        found.append(last | blank | work | {"kind": "validate", "step": 100, "begin_ns": last["begin_ns"] + 10**10})
+    path = simulated.write(tmp_path, [(serial, []), (rows, records)], [simulated.SERIAL, ("ddp", "gloo", 2, 1)])
+    account = account_of(path, kind="validate")
+    assert account.items["other"]["begins late"].sum(0).tolist() == [0, seconds(60 * MS)]
+    assert account.total("lost") == account.total("other") == seconds(60 * MS)
+
+
 def test_without_a_reference_the_blocked_time_is_still_told(tmp_path: Path) -> None:
     trained = simulated.train(entry(0, "ddp", "gloo", 2, 1), simulated.even(2), style="fsdp")
     row = summarize(simulated.write(tmp_path, [trained], [("ddp", "gloo", 2, 1)])).rows[0]

@@ -74,6 +74,15 @@ def test_a_faster_network_by_the_replay(tmp_path: Path) -> None:
     assert f"at most {100 * (1 - compute / (compute + 20)):.1f} points" in text
 
 
+def test_waking_up_late_in_collectives_is_said(tmp_path: Path) -> None:
+    runs = [simulated.SERIAL, ("fsdp", "gloo", 2, 1)]
+    serial = simulated.serial_rows(entry(0, *runs[0]), {16: simulated.share_ns(2)})
+    rows, records = simulated.train(entry(1, *runs[1]), simulated.even(2), style="fsdp")
+    rows = [row | {"comm_delay_ns": row["comm_ns"] // 2} for row in rows]
+    text = " ".join(one.text for one in said(simulated.write(tmp_path, [(serial, []), (rows, records)], runs)))
+    assert "50 % of the time in collectives a rank was ready to go on and had no core" in text
+
+
 def test_defects_are_said(tmp_path: Path) -> None:
     text = " ".join(one.text for one in said(simulated.study(tmp_path / "a", 2, extra=sleepy, share=None)))
     assert "no serial steps of the share's size were timed" in text.lower()

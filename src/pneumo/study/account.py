@@ -19,8 +19,9 @@ optimizer of a serial step of b images: N ranks without any interference would n
 
     replicated = c(share) - w*CPU_1          slower on CPU = CPU - c(share)
 
-with c(b) the median over the rows of kind "share" with b images that the reference left in the same block, and for a
-step of the reference's own size its mean. Main-thread work for communication within a phase (bucket copies, hooks) has
+with c(b) the median over the rows of kind "share" with b images that the reference left in the same block (timed
+before its first or after its last training step there, so that they are no part of T_1), and for a step of the
+reference's own size its mean. Main-thread work for communication within a phase (bucket copies, hooks) has
 no stamp of its own: it is CPU time beyond c, so it is part of slower on CPU.
 
 The residual is computed as what the terms leave of N*T_N - T_1. By the identity above it is the growth of sleep in the
@@ -198,29 +199,44 @@ def make_account(
         )
     theirs = reference.ledger
     growth = _Growth(ours, theirs)
-    own_sleep = {phase: growth(ours.sleep(phase), theirs.sleep(phase)) for phase in COMPUTE}
-    items["off_cpu"] = {
-        "own helper threads, at most": growth(ours.helpers_delay, theirs.helpers_delay),
-        "others": growth(
-            ours.delay_outside_comm - ours.helpers_delay, theirs.delay_outside_comm - theirs.helpers_delay
-        ),
-    }
-    items["other"] = {
-        "phase other": growth(ours.wall["other"] - ours.delay["other"], theirs.wall["other"] - theirs.delay["other"]),
-        "waits without a record": growth(ours.wall["comm"] - waits.recorded, theirs.wall["comm"]),
-        **{name: growth(ours.idle[name], theirs.idle[name]) for name in ours.idle},
-        **_named(own_sleep, named_sleeps),
-    }
+    items |= _items(ours, theirs, waits, growth, named_sleeps)
     terms["data_stall"] = growth(ours.wall["data"] - ours.delay["data"], theirs.wall["data"] - theirs.delay["data"])
     terms |= {name: sum(items[name].values(), np.zeros_like(ours.images)) for name in ("off_cpu", "other")}
     if shares is not None:
         terms["replicated"] = shares - growth.weight * theirs.compute_cpu
         terms["slower_on_cpu"] = ours.compute_cpu - shares
-    aside |= {f"sleep in {phase}": values for phase, values in own_sleep.items()}
+    aside |= {f"sleep in {phase}": growth(ours.sleep(phase), theirs.sleep(phase)) for phase in COMPUTE}
     lost = ours.length[:, None] - growth.weight * theirs.length[:, None]
     useful = growth.weight * theirs.useful.sum(1, keepdims=True)
     about = (entry, kind, reference.entry.run, ours.blocks, ours.length, ours.useful, useful)
     return Account(*about, lost, terms, items, aside, **rest)
+
+
+def _items(
+    ours: Ledger,
+    theirs: Ledger,
+    waits: Blocked,
+    growth: "_Growth",
+    named_sleeps: Mapping[tuple[int | None, str], str],
+) -> dict[str, dict[str, Floats]]:
+    """The parts of off-CPU and of other."""
+    ours_by_others = ours.delay_outside_comm - ours.helpers_delay
+    theirs_by_others = theirs.delay_outside_comm - theirs.helpers_delay
+    sleep = {phase: growth(ours.sleep(phase), theirs.sleep(phase)) for phase in COMPUTE}
+    return {
+        "off_cpu": {
+            "own helper threads, at most": growth(ours.helpers_delay, theirs.helpers_delay),
+            "others": growth(ours_by_others, theirs_by_others),
+        },
+        "other": {
+            "phase other": growth(
+                ours.wall["other"] - ours.delay["other"], theirs.wall["other"] - theirs.delay["other"]
+            ),
+            "waits without a record": growth(ours.wall["comm"] - waits.recorded, theirs.wall["comm"]),
+            **{name: growth(ours.idle[name], theirs.idle[name]) for name in ours.idle},
+            **_named(sleep, named_sleeps),
+        },
+    }
 
 
 class _Growth:

@@ -285,7 +285,8 @@ class Durations:
 
     `clocked_s` sums finish minus last arrival over ranks, which needs the ranks' clocks to agree. `clock_free_s` is
     the least duration (enqueue to finish) over the ranks, for each of them: the last rank waits for nobody. Both hold
-    the queue. `collectives` have a known finish on all their ranks; only these are compared.
+    the queue. `collectives` have a known finish on all their ranks; only these are compared. Where ranks lack cores
+    the two differ on one clock too: some ranks are told later than others that it is over.
     """
 
     collectives: int = 0

@@ -102,7 +102,11 @@ def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tup
     clocks = [d for row in rows if (d := accounts[row.run].durations.disagreement) is not None]
     if clocks:
         worst = max(clocks, key=abs)
-        yield "clock", f"transfer by the ranks' clocks and by least durations differ by {100 * worst:+.1f} % at most"
+        free = "least durations, which need no clock"
+        yield (
+            "clock",
+            f"after the last arrival collectives took up to {100 * worst:+.1f} % by the clocks, against {free}",
+        )
 
 
 def per_rank(summary: Summary, accounts: Mapping[int, Account]) -> Iterable[RenderableType]:

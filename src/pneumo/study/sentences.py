@@ -26,7 +26,7 @@ CAUSES = {
     "alone": "it did alone what the others did not do",
     "unknown": "between its steps, where nothing is measured",
 }
-RESIDUAL_LIMIT, OTHER_LIMIT, FAINT = 0.01, 0.05, 0.02
+RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED = 0.01, 0.05, 0.02, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def sentences(row: Row, account: Account | None, cores: int) -> list[Sentence]:
         return []
     found = [*_largest(row, lost, whole, cores), *_late(row, lost)]
     if account is not None:
-        found += _network(row, account)
+        found += [*_crowded(row, account), *_network(row, account)]
     return [*found, *_defects(row, whole), *(_records(row, account) if account else ())]
 
 
@@ -87,6 +87,20 @@ def _late(row: Row, lost: float) -> Iterable[Sentence]:
         count=worst.count,
         peer_wait=waited,
     )
+
+
+def _crowded(row: Row, account: Account) -> Iterable[Sentence]:
+    """How much of the blocked time was no waiting for anybody, but for a core to go on."""
+    delay = float(account.aside["delay within comm"].sum())
+    blocked = sum(row.loss[term] or 0.0 for term in ("peer_wait", "queue", "transfer"))
+    if delay > CROWDED * blocked > 0:
+        yield _say(
+            row,
+            f"{100 * delay / blocked:.0f} % of the time in collectives a rank was ready to go on and had no core, which "
+            "counts there and not as off-CPU.",
+            delay_within_comm=delay,
+            blocked=blocked,
+        )
 
 
 def _network(row: Row, account: Account) -> Iterable[Sentence]:
