@@ -189,6 +189,31 @@ def test_a_rank_that_validates_alone_is_named(tmp_path: Path) -> None:
     assert row.residual_rank_s == seconds(0)
 
 
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("phase", "cost", "cause"),
+    [
+        ("data", asleep(30 * MS), "data"),
+        ("data", (30 * MS, 0, 30 * MS), "off_cpu"),
+        ("forward", (30 * MS, 30 * MS, 0), "compute"),
+        ("forward", asleep(30 * MS), "sleep"),
+        ("backward", (30 * MS, 0, 30 * MS), "off_cpu"),
+        ("optimizer", asleep(30 * MS), "sleep"),
+        ("other", asleep(30 * MS), "sleep"),
+    ],
+)
+def test_every_cause_in_every_phase_is_named(
+    tmp_path: Path, style: str, ranks: int, phase: str, cost: simulated.Cost, cause: str
+) -> None:
+    path = simulated.study(tmp_path, ranks, extra=lambda r, _s, p: cost if (r, p) == (1, phase) else None, style=style)
+    row = row_of(path)
+    assert {(x.rank, x.phase, x.cause) for x in row.late} == {(1, phase, cause)}
+    # What follows a block's last collective delays nobody.
+    times = STEPS - (2 if phase in ("optimizer", "other") else 0)
+    assert row.loss["peer_wait"] == pytest.approx((ranks - 1) * times * 0.03, rel=0.11)
+
+
 def test_two_causes_at_once_are_told_apart(tmp_path: Path) -> None:
     def two(rank: int, step: int, phase: str) -> simulated.Cost | None:
         if (rank, step % 2, phase) == (1, 0, "backward"):

@@ -1,5 +1,6 @@
 """The join of records and the split of blocked time, on records of any kind: whole, lost, doubled, out of order."""
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from test_account import account_of, closes, row_of
 
 from pneumo.study.account import TERMS
 from pneumo.study.collectives import UNKNOWN, Group, durations, split
+from pneumo.study.late import _excess
 from pneumo.study.schema import PHASES
 from pneumo.study.timeline import Waits
 
@@ -234,3 +236,16 @@ def test_stamps_beyond_a_floats_precision_are_exact() -> None:
 def test_phases_have_all_the_names(tmp_path: Path) -> None:
     rows, _ = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
     assert all(sum(row[f"{phase}_ns"] for phase in PHASES) == row["wall_ns"] for row in rows)
+
+
+@given(st.integers(2, 6), st.integers(0, 10), st.floats(0, 0.7), st.integers(0, 2**31))
+@settings(deadline=None)
+def test_the_excess_over_the_median_of_the_others(ranks: int, rows: int, lost: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, 9, (rows, ranks)).astype(np.float32)
+    last = rng.integers(0, ranks, rows)
+    gone = (rng.random((rows, ranks)) < lost) & (np.arange(ranks) != last[:, None])
+    values[gone] = np.nan
+    for row, r, found in zip(values.tolist(), last.tolist(), _excess(values, last).tolist(), strict=True):
+        others = [x for i, x in enumerate(row) if i != r and x == x]
+        assert found == (row[r] - statistics.median(others) if others else 0)

@@ -106,18 +106,17 @@ def _blame(
 
 def _excess(values: Single, last: NDArray[np.intp]) -> Single:
     """By how much each row's entry in column `last` exceeds the median of its other entries, (k, n) -> (k,)."""
-    k = np.arange(last.size)
-    own = values[k, last]
+    k, others = np.arange(last.size), values.copy()
+    others[k, last] = np.nan
     if np.isnan(values).any():
-        others = values.copy()
-        others[k, last] = np.nan
-        median = np.nanmedian(others, axis=1) if values.size else own
-        return np.where(np.isnan(median), 0, own - median).astype(np.float32)
-    others = values.copy()
-    others[k, last] = np.inf
-    low, high = (values.shape[1] - 2) // 2, (values.shape[1] - 1) // 2
-    ordered = np.partition(others, (low, high), axis=1)
-    return (own - (ordered[:, low] + ordered[:, high]) / 2).astype(np.float32)
+        # Not-a-numbers, where a record is lost, sort to the end: the median is in the middle of what is before them.
+        count = (~np.isnan(others)).sum(1)
+        ordered = np.sort(others, axis=1)
+        low, high = ordered[k, np.maximum(count - 1, 0) // 2], ordered[k, count // 2]
+        return np.where(count > 0, values[k, last] - (low + high) / 2, 0).astype(np.float32)
+    middle = (values.shape[1] - 2) // 2, (values.shape[1] - 1) // 2
+    ordered = np.partition(others, middle, axis=1)
+    return (values[k, last] - (ordered[:, middle[0]] + ordered[:, middle[1]]) / 2).astype(np.float32)
 
 
 def _cause(

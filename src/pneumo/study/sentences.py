@@ -96,8 +96,8 @@ def _crowded(row: Row, account: Account) -> Iterable[Sentence]:
     if delay > CROWDED * blocked > 0:
         yield _say(
             row,
-            f"{100 * delay / blocked:.0f} % of the time in collectives a rank was ready to go on and had no core, which "
-            "counts there and not as off-CPU.",
+            f"{100 * delay / blocked:.0f} % of the time in collectives a rank was ready to go on and had no core, "
+            "which counts there and not as off-CPU.",
             delay_within_comm=delay,
             blocked=blocked,
         )
