@@ -54,18 +54,32 @@ def columns(table: "pa.Table") -> Columns:
     return {name: table.column(name).to_numpy() for name in table.column_names}
 
 
-def training_steps(folder: Path) -> Columns:
-    """The training steps of all runs, warm-up included, as columns of equal length; unknown clocks count as 0 ns."""
+def all_steps(folder: Path, run: int | None = None) -> Columns:
+    """The steps of all kinds and of all runs or one, warm-up included, as columns; unknown clocks count as 0 ns."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    table = load_table(folder, "steps")
-    table = table.filter(pc.equal(table.column("kind"), "train"))
+    table = load_table(folder, "steps", run=run)
     for i, field in enumerate(table.schema):
         # A null would turn the column into floats, and a clock's nanoseconds outgrow a float's 53 bits in 104 days.
         if pa.types.is_integer(field.type):
             table = table.set_column(i, field.name, pc.fill_null(table.column(i), 0))
     return columns(table)
+
+
+def of_kind(steps: Columns, kind: str) -> Columns:
+    """The steps of one kind."""
+    return select(steps, steps["kind"] == kind)
+
+
+def select(steps: Columns, mask: NDArray[Any]) -> Columns:
+    """The rows where the mask (n,) holds; the columns themselves where it holds everywhere."""
+    return steps if bool(mask.all()) else {name: column[mask] for name, column in steps.items()}
+
+
+def training_steps(folder: Path, run: int | None = None) -> Columns:
+    """The training steps of all runs or one, warm-up included, as columns; unknown clocks count as 0 ns."""
+    return of_kind(all_steps(folder, run), "train")
 
 
 def timed(steps: Columns, entry: RunEntry) -> Columns:
@@ -74,9 +88,10 @@ def timed(steps: Columns, entry: RunEntry) -> Columns:
     for block in np.unique(steps["block"][mask]).tolist():
         here = mask & (steps["block"] == block)
         ranks, counts = np.unique(steps["rank"][here], return_counts=True)
-        if ranks.size != entry.ranks or np.unique(counts).size != 1:
+        each = np.unique(steps["step"][here]).size
+        if ranks.size != entry.ranks or (counts != each).any():
             mask &= ~here
-    return {name: column[mask] for name, column in steps.items()}
+    return select(steps, mask)
 
 
 def warmup_steps(steps: Columns, entry: RunEntry) -> int:

@@ -77,7 +77,8 @@ def between(values: Iterable[int]) -> str:
 
 def number(value: float | None, digits: int) -> str:
     """A figure with so many decimals, a dash for none."""
-    return NOTHING if value is None else f"{value:.{digits}f}"
+    # What rounds to nothing has no sign.
+    return NOTHING if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def percent(value: float | None) -> str:

@@ -6,7 +6,7 @@ or the new one, never half of either, whenever the writer was killed.
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -208,15 +208,29 @@ def _load(path: Path, kind: type[File]) -> File:
         raise Refused(f"{path} is not a file that this version reads: {error}.") from error
 
 
-def load_table(folder: Path, name: str) -> "pa.Table":
-    """Read one of TABLES; one that was never written is empty. Raises Refused where the file is damaged."""
+def load_table(folder: Path, name: str, *, columns: Sequence[str] | None = None, run: int | None = None) -> "pa.Table":
+    """Read one of TABLES, or some columns of it, or the rows of one run; one that was never written is empty.
+
+    Stamps are on the common clock of all ranks. Raises Refused where the file is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = folder / f"{name}.parquet"
+    path, schema = folder / f"{name}.parquet", table_schema(name)
     if not path.exists():
-        return table_schema(name).empty_table()
+        return schema.empty_table() if columns is None else schema.empty_table().select(list(columns))
+    kept = None if run is None else [("run", "==", run)]
+    wanted = None if columns is None else list(columns)
     try:
-        return pq.read_table(path, schema=table_schema(name))
+        table = pq.read_table(path, schema=schema, columns=wanted, filters=kept)
     except (pa.ArrowException, OSError) as error:
         raise Refused(f"{path} is not a table that this version reads: {str(error).splitlines()[0]}.") from error
+    return on_common_clock(folder, table)
+
+
+def on_common_clock(folder: Path, table: "pa.Table") -> "pa.Table":
+    """The one place where a result's stamps are moved to the common clock; every reader of a table comes by here.
+
+    The ranks of one host share a monotonic clock, and offsets between hosts are not recorded: the stamps stay.
+    """
+    return table

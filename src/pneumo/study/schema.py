@@ -153,7 +153,8 @@ class Row(_Strict, frozen=True, kw_only=True):
     """One line of the comparison, identified by (backend, comm, ranks, threads).
 
     `time_s` is a block's; `total_s`, `cpu_s` and the rank-seconds are about the timed training steps of all blocks.
-    Fields that need a serial reference are null where the study has none.
+    Fields that need a serial reference are null where the study has none. `loss` has the terms of the account (see
+    `account`), null where the study cannot tell them.
     """
 
     model: str
@@ -175,7 +176,7 @@ class Row(_Strict, frozen=True, kw_only=True):
     metrics: dict[str, int | float | None]
     intervals: dict[str, tuple[float, float]]
     lost_rank_s: float | None
-    loss: dict[str, float]
+    loss: dict[str, float | None]
     residual_rank_s: float | None
     residual_fraction: float | None
     late: list[Late]

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from pneumo.study import breakdown
+from pneumo.study.account import TERMS, Account
 from pneumo.study.breakdown import Block
+from pneumo.study.explain import Explainer
 from pneumo.study.metrics import Predictions, natural_prevalence, quality, subgroups, youden_threshold
 from pneumo.study.results import load_run, load_table, write_json
 from pneumo.study.schema import AucDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
@@ -56,15 +58,16 @@ def summarize(folder: Path, *, write: bool = True) -> Summary:
     A run without a whole timed block has no row. Raises Refused where run.json or a table is missing or damaged.
     """
     run = load_run(folder)
-    steps, answers = breakdown.training_steps(folder), _answers(folder)
-    timings = [timing for entry in run.runs if (timing := _timing(steps, entry)).blocks]
+    answers = _answers(folder)
+    timings = [t for entry in run.runs if (t := _timing(breakdown.training_steps(folder, entry.run), entry)).blocks]
     chosen = references(timings)
+    explainer = Explainer(folder, run, chosen)
     by_run = {timing.entry.run: timing for timing in timings}
     first = quality_reference(timings)
     rows = []
     for timing in timings:
         reference = by_run.get(chosen.get(timing.entry.run, -1))
-        rows.append(_row(run, timing, reference, answers, first))
+        rows.append(_row(run, timing, reference, explainer.account(timing.entry), answers, first))
     summary = Summary(study=run.study, cores=run.cores, rows=rows)
     if write:
         write_json(folder / "summary.json", summary)
@@ -119,7 +122,12 @@ def _spread(estimate: Estimate, divisor: float = 1.0) -> Spread:
 
 
 def _row(
-    run: RunFile, timing: Timing, reference: Timing | None, answers: Mapping[int, Answers], first: int | None
+    run: RunFile,
+    timing: Timing,
+    reference: Timing | None,
+    account: Account | None,
+    answers: Mapping[int, Answers],
+    first: int | None,
 ) -> Row:
     entry = timing.entry
     time = median([block.seconds for block in timing.blocks.values()])
@@ -140,7 +148,7 @@ def _row(
         state_bytes=entry.state_bytes,
         step_peak_bytes=entry.step_peak_bytes,
         cpu_s=timing.cpu_s,
-        late=[],
+        **_account(timing, account),
         **({"interval_kind": time.kind} | _against(timing, reference, run.cores)),
         **_quality(run, answers.get(entry.run), answers.get(first) if first not in (None, entry.run) else None),
     )
@@ -148,7 +156,7 @@ def _row(
 
 def _against(timing: Timing, reference: Timing | None, cores: int) -> dict[str, Any]:
     """The fields of a row that need a serial reference."""
-    found = _account(timing, reference) | {"speedup": None, "efficiency": None}
+    found: dict[str, Any] = {"speedup": None, "efficiency": None}
     if reference is None:
         return found
     ranks = timing.entry.ranks
@@ -173,17 +181,25 @@ def _speeds(timing: Timing) -> dict[int, float]:
     return {number: block.images_per_s for number, block in timing.blocks.items()}
 
 
-def _account(timing: Timing, reference: Timing | None) -> dict[str, Any]:
-    """N*T_N - T_1 in rank-seconds over the blocks that both have, T_1 for as many images; nothing explains it yet."""
-    shared = timing.blocks.keys() & reference.blocks.keys() if reference else set()
-    if reference is None or not shared:
-        return {"lost_rank_s": None, "loss": {}, "residual_rank_s": None, "residual_fraction": None}
-    lost, ranks = 0.0, timing.entry.ranks
-    for number in sorted(shared):
-        ours, theirs = timing.blocks[number], reference.blocks[number]
-        lost += ranks * ours.seconds - theirs.seconds * (ours.images / theirs.images)
-    whole = ranks * timing.total_s
-    return {"lost_rank_s": lost, "loss": {}, "residual_rank_s": lost, "residual_fraction": lost / whole}
+def _account(timing: Timing, account: Account | None) -> dict[str, Any]:
+    """N*T_N - T_1 in rank-seconds over the blocks that both have, T_1 for as many images, and what explains it."""
+    if account is None:
+        return {
+            "lost_rank_s": None,
+            "loss": dict.fromkeys(TERMS),
+            "residual_rank_s": None,
+            "residual_fraction": None,
+            "late": [],
+        }
+    residual = account.total("residual")
+    whole = timing.entry.ranks * timing.total_s
+    return {
+        "lost_rank_s": account.total("lost"),
+        "loss": {term: account.total(term) for term in TERMS},
+        "residual_rank_s": residual,
+        "residual_fraction": None if residual is None else residual / whole,
+        "late": account.late,
+    }
 
 
 def _answers(folder: Path) -> dict[int, Answers]:

@@ -1,4 +1,4 @@
-"""The printed tables: comparison, per-rank breakdown, quality; readable in 120 columns by someone new to them."""
+"""The printed tables: comparison, breakdown, account, quality; readable in 120 columns by someone new to them."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from typing import IO
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from pneumo.study import breakdown
+from pneumo.study import breakdown, losses
 from pneumo.study.breakdown import RankPhases
 from pneumo.study.cells import (
     NOTHING,
@@ -46,13 +46,19 @@ def make_console(file: IO[str] | None = None) -> Console:
 
 
 def show(folder: Path, console: Console | None = None, summary: Summary | None = None) -> None:
-    """Print everything about a result: comparison, verdicts, breakdown, quality, and where the files are.
+    """Print everything about a result: comparison, verdicts, breakdown, account, quality, and where the files are.
 
     The summary is made anew from the files unless given. Raises Refused where they are missing or damaged.
     """
     console, run = console or make_console(), load_run(folder)
     summary = summary or summarize(folder, write=False)
-    for part in (comparison(run, summary), per_rank(folder, run, summary), quality(run, summary), groups(summary)):
+    accounts = losses.explain(folder, run, summary)
+    parts = (
+        *(comparison(run, summary), per_rank(folder, run, summary)),
+        *(losses.losses(run, summary, accounts), losses.per_rank(summary, accounts["train"]), losses.late(summary)),
+        *(losses.what_if(run, summary, accounts["train"]), quality(run, summary), groups(summary)),
+    )
+    for part in parts:
         shown = False
         for item in part:
             put(console, item)

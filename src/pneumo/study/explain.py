@@ -1,0 +1,121 @@
+"""From a result's files to the accounts of its runs: what is read, in which order, for which blocks."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pneumo.study import breakdown
+from pneumo.study.account import Account, Reference, make_account, share_cost
+from pneumo.study.breakdown import Columns, select
+from pneumo.study.collectives import Group, StepKeys, durations, load
+from pneumo.study.late import Clocks, late
+from pneumo.study.ledger import Ledger, blocked, ledger
+from pneumo.study.replay import WhatIf, what_if
+from pneumo.study.schema import PHASES, Late, RunEntry, RunFile
+from pneumo.study.timeline import ALONE, Delays, lanes
+
+KINDS = ("train", "validate", "checkpoint")
+
+
+class Explainer:
+    """Makes the accounts of a result one run after the other, so that one run's records are in memory at a time.
+
+    `references` says which serial run each run is compared with; `replay` adds the what-if times, which cost as much
+    again.
+    """
+
+    def __init__(self, folder: Path, run: RunFile, references: Mapping[int, int], *, replay: bool = False) -> None:
+        self._folder, self._chosen, self._replay = folder, references, replay
+        self._entries = {entry.run: entry for entry in run.runs}
+        self._named = injected(run.config)
+        self._made: dict[tuple[int, str], Reference | None] = {}
+
+    def account(self, entry: RunEntry, kind: str = "train") -> Account | None:
+        """The account of a run's rows of one kind; None where it has none. Raises Refused for a damaged file.
+
+        Against its reference over the blocks that both have, without one over all blocks that are timed.
+        """
+        of_run = breakdown.all_steps(self._folder, entry.run)
+        rows = self._timed(of_run, entry, kind)
+        reference = self._reference(self._chosen.get(entry.run), kind)
+        shared = set(rows["block"].tolist()) & set(reference.ledger.blocks if reference else ())
+        if reference is not None and shared:
+            rows = select(rows, np.isin(rows["block"], sorted(shared)))
+        if not rows["block"].size:
+            return None
+        alone = select(of_run, np.isin(of_run["kind"], ALONE) & (kind == "train"))
+        sums = ledger(rows, entry.ranks, alone)
+        keys = StepKeys.of(rows, of_run)
+        groups, faults = load(self._folder, entry, keys)
+        shares = None
+        if reference is not None and shared:
+            reference = replace(reference, ledger=reference.ledger.only(sums.blocks))
+            shares = share_cost(rows, sums.blocks, entry.ranks, reference)
+        lateness, replayed = self._dynamics(groups, rows, keys, entry, alone) if kind == "train" else ([], None)
+        return make_account(
+            entry,
+            kind,
+            sums,
+            blocked(groups, sums.images.shape),
+            reference if shared else None,
+            shares,
+            self._named,
+            faults=replace(faults, silent_ranks=_silent(sums, groups)),
+            durations=durations(groups),
+            late=lateness,
+            what_if=replayed,
+        )
+
+    def _dynamics(
+        self, groups: list[Group], rows: Columns, keys: StepKeys, entry: RunEntry, alone: Columns
+    ) -> tuple[list[Late], WhatIf | None]:
+        """Who was late, and the replay where it was asked for."""
+        if not groups:
+            return [], None
+        laid = lanes(rows, keys, entry.ranks, alone)
+        found = late(groups, laid, Clocks.of(rows, (keys.step.size, entry.ranks)))
+        return found, what_if(groups, laid, Delays.of(rows, laid)) if self._replay else None
+
+    def _timed(self, steps: Columns, entry: RunEntry, kind: str) -> Columns:
+        rows = breakdown.of_kind(steps, kind)
+        return breakdown.timed(rows, entry) if kind == "train" else select(rows, ~rows["warmup"].astype(bool))
+
+    def _reference(self, run: int | None, kind: str) -> Reference | None:
+        if run is None:
+            return None
+        if (run, kind) not in self._made:
+            entry = self._entries[run]
+            of_run = breakdown.all_steps(self._folder, run)
+            rows = self._timed(of_run, entry, kind)
+            if rows["block"].size:
+                alone = select(of_run, np.isin(of_run["kind"], ALONE) & (kind == "train"))
+                # A share of a training step says nothing of a step of another kind.
+                shares = select(of_run, (of_run["kind"] == "share") & (kind == "train"))
+                self._made[run, kind] = Reference.of(entry, rows, shares, ledger(rows, entry.ranks, alone))
+            else:
+                self._made[run, kind] = None
+        return self._made[run, kind]
+
+
+def _silent(sums: Ledger, groups: Iterable[Group]) -> tuple[int, ...]:
+    """Ranks that were blocked in collectives and have no record of any."""
+    heard = {rank for group in groups for rank in group.ranks.tolist()}
+    return tuple(r for r in np.flatnonzero(sums.wall["comm"].sum(0) > 0).tolist() if r not in heard)
+
+
+def injected(config: Mapping[str, Any]) -> dict[tuple[int | None, str], str]:
+    """Which sleeps a study has a name for: those that --inject made, by (rank or None for all, phase).
+
+    `inject` is one text as on the command line ("rank=1,phase=backward,delay=20ms") or a mapping, or a list of these.
+    """
+    found = {}
+    given = config.get("inject") or ()
+    for one in [given] if isinstance(given, str | Mapping) else given:
+        fields = dict(part.split("=", 1) for part in one.split(",")) if isinstance(one, str) else dict(one)
+        if fields.get("cause") in (None, "sleep") and fields.get("phase") in PHASES:
+            rank = None if fields.get("rank") in (None, "all") else int(fields["rank"])
+            found[rank, str(fields["phase"])] = "injected sleep"
+    return found

@@ -1,0 +1,136 @@
+"""Who was late: the rank that the others waited for, in which phase it spent the time, and for what cause.
+
+For each collective the last rank to arrive answers for the peer wait of all others. What each rank did since its own
+latest wait is laid beside the median of what the others did: the phase in which the late rank exceeds it most is where
+it lost the time. The cause is then what grew in that phase of that step over the others' median:
+
+    off_cpu   run-queue delay: the thread was ready and had no core
+    compute   CPU time: it had more to compute, or computed slower
+    sleep     neither of these: it was blocked
+    data      the phase is the wait for the next batch
+    alone     it did what others did not: validation, a checkpoint
+    unknown   it lost the time between two steps, where nothing is measured
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumo.study.collectives import UNKNOWN, Floats, Group, split
+from pneumo.study.schema import Late
+from pneumo.study.timeline import BETWEEN, PLACES, PROGRAM, Lane, Lanes
+
+if TYPE_CHECKING:
+    from pneumo.study.breakdown import Columns
+
+CAUSES = ("off_cpu", "compute", "sleep", "data", "alone", "unknown")
+Single = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """CPU time and run-queue delay of each phase of PROGRAM in each step of each rank, (5, S, n) ns."""
+
+    cpu: Single
+    delay: Single
+
+    @classmethod
+    def of(cls, timed: "Columns", shape: tuple[int, int]) -> "Clocks":
+        """From the same rows that `timeline.lanes` lays out."""
+        order = np.lexsort((timed["rank"], timed["step"], timed["block"]))
+        cpu, delay = (
+            np.stack([timed[f"{p}_{what}_ns"][order].reshape(shape).astype(np.float32) for p in PROGRAM])
+            for what in ("cpu", "delay")
+        )
+        return cls(cpu, delay)
+
+
+def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
+    """Name the late ranks of a run, worst first, by (rank, phase, cause)."""
+    ranks = lanes.begin.shape[1]
+    shape = (ranks, len(PLACES), len(CAUSES))
+    wait, count = np.zeros(shape), np.zeros(shape, np.int64)
+    for block in range(lanes.block_begin.size):
+        here = [group.block(block) for group in groups]
+        stretches = _stretches(here, lanes, block)
+        for group, (spent, begun) in zip(here, stretches, strict=True):
+            if group.ranks.size > 1 and group.seq.size:
+                found = _blame(group, spent, begun, lanes, clocks)
+                np.add.at(wait, found[:3], found[3])
+                np.add.at(count, found[:3], 1)
+    rows = [
+        Late(rank=rank, phase=PLACES[place], cause=CAUSES[cause], rank_s=float(wait[rank, place, cause]) / 1e9, count=n)
+        for rank, place, cause in np.argwhere(count).tolist()
+        for n in [int(count[rank, place, cause])]
+    ]
+    return sorted(rows, key=lambda row: (-row.rank_s, row.rank, row.phase, row.cause))
+
+
+def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Single, NDArray[np.int32]]]:
+    """For each group of one block what each rank did before each arrival since its latest wait, in ns (8, K, n).
+
+    Also the step in which that stretch begins, (K, n). Where a record is lost the stretch is not-a-number.
+    """
+    found = []
+    for group in groups:
+        shape = group.enqueued_ns.shape
+        found.append((np.full((len(PLACES), *shape), np.nan, np.float32), np.zeros(shape, np.int32)))
+    for rank in range(lanes.begin.shape[1]):
+        lane = Lane(lanes, groups, rank, block)
+        for group, (spent, begun) in zip(groups, found, strict=True):
+            for i in np.flatnonzero(group.ranks == rank).tolist():
+                here = np.flatnonzero(group.enqueued_ns[:, i] != UNKNOWN)
+                stretch = lane.since_wait(group.enqueued_ns[here, i], group.step_index[here])
+                spent[:, here, i], begun[here, i] = stretch
+    return found
+
+
+def _blame(
+    group: Group, spent: Single, begun: NDArray[np.int32], lanes: Lanes, clocks: Clocks
+) -> tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.intp], Floats]:
+    """Rank, place, cause and peer wait in ns of each collective that was waited for, (k,) each."""
+    parts = split(group)
+    wait = parts.peer_wait.sum(1).astype(np.float64)
+    rows = np.flatnonzero(wait > 0)
+    last = parts.last[rows]
+    place = np.stack([_excess(spent[p][rows], last) for p in range(len(PLACES))]).argmax(0)
+    step = np.where(place < PROGRAM.index("optimizer"), group.step_index[rows], begun[rows, last])
+    cause = np.full(rows.size, CAUSES.index("alone"))
+    cause[place == PLACES.index(BETWEEN)] = CAUSES.index("unknown")
+    timed = np.flatnonzero(place < len(PROGRAM))
+    cause[timed] = _cause(place[timed], step[timed], last[timed], group.ranks, lanes, clocks)
+    return group.ranks[last], place, cause, wait[rows]
+
+
+def _excess(values: Single, last: NDArray[np.intp]) -> Single:
+    """By how much each row's entry in column `last` exceeds the median of its other entries, (k, n) -> (k,)."""
+    k, others = np.arange(last.size), values.copy()
+    others[k, last] = np.nan
+    if np.isnan(values).any():
+        # Not-a-numbers, where a record is lost, sort to the end: the median is in the middle of what is before them.
+        count = (~np.isnan(others)).sum(1)
+        ordered = np.sort(others, axis=1)
+        low, high = ordered[k, np.maximum(count - 1, 0) // 2], ordered[k, count // 2]
+        return np.where(count > 0, values[k, last] - (low + high) / 2, 0).astype(np.float32)
+    middle = (values.shape[1] - 2) // 2, (values.shape[1] - 1) // 2
+    ordered = np.partition(others, middle, axis=1)
+    return (values[k, last] - (ordered[:, middle[0]] + ordered[:, middle[1]]) / 2).astype(np.float32)
+
+
+def _cause(
+    place: NDArray[np.intp],
+    step: NDArray[np.intp],
+    last: NDArray[np.intp],
+    ranks: NDArray[np.int64],
+    lanes: Lanes,
+    clocks: Clocks,
+) -> NDArray[np.intp]:
+    wall = lanes.phases[place, step][:, ranks].astype(np.float32)
+    cpu, delay = clocks.cpu[place, step][:, ranks], clocks.delay[place, step][:, ranks]
+    grown = np.stack([_excess(x, last) for x in (delay, cpu, wall - cpu - delay)])
+    cause: NDArray[np.intp] = grown.argmax(0)
+    # Whatever kept a batch away, the rank waited for data, unless it only lacked a core.
+    cause[(place == PROGRAM.index("data")) & (cause != CAUSES.index("off_cpu"))] = CAUSES.index("data")
+    return cause

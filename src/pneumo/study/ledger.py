@@ -1,0 +1,188 @@
+"""What a run's rows of one kind come to for each block and rank: the sums that the account is made of."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumo.study.collectives import UNKNOWN, Floats, Group, Ints, split
+from pneumo.study.schema import PHASES
+from pneumo.study.timeline import ALONE, Waits
+
+if TYPE_CHECKING:
+    from pneumo.study.breakdown import Columns
+
+COMPUTE = ("forward", "backward", "optimizer")
+IDLE = ("begins late", "ends early", "between steps", *ALONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """Sums of one run over its timed rows of one kind, in seconds, each (blocks, ranks).
+
+    `length` (blocks,) is from the first rank's begin to the last rank's end. `wall`, `cpu` and `delay` are by phase;
+    where a platform has no CPU clock at all a phase's CPU is its wall time without delay (on a device a phase *is*
+    the time of its kernels). `helpers_delay` is the part of the delay outside `comm` in which helper threads of the
+    same process may have had the core: at most their CPU time in the same step. `idle` is the time of the block that
+    lies in none of the rank's rows, by IDLE. The phases of all rows and the idle time sum to `length`.
+    """
+
+    blocks: tuple[int, ...]
+    length: Floats
+    images: Floats
+    wall: dict[str, Floats]
+    cpu: dict[str, Floats]
+    delay: dict[str, Floats]
+    helpers_delay: Floats
+    idle: dict[str, Floats]
+
+    @property
+    def compute_cpu(self) -> Floats:
+        """CPU seconds of forward, backward and optimizer."""
+        return sum((self.cpu[phase] for phase in COMPUTE), np.zeros_like(self.images))
+
+    @property
+    def useful(self) -> Floats:
+        """Wall time of the steps outside `comm`: what POP calls useful computation."""
+        return sum((self.wall[phase] for phase in PHASES if phase != "comm"), np.zeros_like(self.images))
+
+    @property
+    def delay_outside_comm(self) -> Floats:
+        """Run-queue delay outside `comm`: what of it lies within a wait is part of the wait."""
+        return sum((self.delay[phase] for phase in PHASES if phase != "comm"), np.zeros_like(self.images))
+
+    def sleep(self, phase: str) -> Floats:
+        """Wall time of a phase that is neither CPU time nor delay: the thread was blocked, and nobody says on what."""
+        return self.wall[phase] - self.cpu[phase] - self.delay[phase]
+
+    def only(self, blocks: tuple[int, ...]) -> "Ledger":
+        """The same for some of the blocks, in that order."""
+        rows = [self.blocks.index(block) for block in blocks]
+        wall, cpu, delay, idle = (
+            {name: values[rows] for name, values in parts.items()}
+            for parts in (self.wall, self.cpu, self.delay, self.idle)
+        )
+        return Ledger(blocks, self.length[rows], self.images[rows], wall, cpu, delay, self.helpers_delay[rows], idle)
+
+
+def ledger(rows: "Columns", ranks: int, alone: "Columns") -> Ledger:
+    """Sum rows of steps.parquet over a run; `alone` are its rows of kinds ALONE that may lie within the blocks."""
+    blocks, block = np.unique(rows["block"], return_inverse=True)
+    shape = (blocks.size, ranks)
+    cell = block * ranks + rows["rank"]
+
+    def total(values: NDArray[Any]) -> Floats:
+        return np.bincount(cell, weights=values, minlength=shape[0] * ranks).reshape(shape).astype(np.float64)
+
+    wall = {phase: total(rows[f"{phase}_ns"]) / 1e9 for phase in PHASES}
+    delay = {phase: total(rows[f"{phase}_delay_ns"]) / 1e9 for phase in PHASES}
+    cpu = {phase: total(rows[f"{phase}_cpu_ns"]) / 1e9 for phase in PHASES}
+    if not any(values.any() for values in cpu.values()):
+        cpu = {phase: wall[phase] - delay[phase] for phase in PHASES}
+    outside = np.sum([rows[f"{phase}_delay_ns"] for phase in PHASES if phase != "comm"], axis=0)
+    helpers = total(np.minimum(outside, rows["helpers_cpu_ns"])) / 1e9
+    edges = _edges(rows, cell, shape)
+    first, last = edges[0].min(1), edges[1].max(1)
+    idle = _idle(edges, first, last, total(rows["wall_ns"]), _alone(alone, blocks, edges, first, last))
+    length = (last - first) / 1e9
+    return Ledger(tuple(blocks.tolist()), length, total(rows["images"]), wall, cpu, delay, helpers, idle)
+
+
+def _edges(rows: "Columns", cell: NDArray[np.intp], shape: tuple[int, int]) -> tuple[Ints, Ints]:
+    """First begin and last end of each rank in each block in ns; a rank without rows begins at its end."""
+    size = shape[0] * shape[1]
+    begin, end = np.full(size, np.iinfo(np.int64).max), np.full(size, np.iinfo(np.int64).min)
+    np.minimum.at(begin, cell, rows["begin_ns"])
+    np.maximum.at(end, cell, rows["begin_ns"] + rows["wall_ns"])
+    begin, end = begin.reshape(shape), end.reshape(shape)
+    last = np.broadcast_to(end.max(1, keepdims=True), shape)
+    absent = begin > end
+    return np.where(absent, last, begin), np.where(absent, last, end)
+
+
+def _alone(
+    alone: "Columns", blocks: Ints, edges: tuple[Ints, Ints], first: Ints, last: Ints
+) -> dict[str, list[Floats]]:
+    """For each kind of ALONE its ns before a rank's first step, among its steps, and after its last, within the block.
+
+    Three (blocks, ranks) for each kind.
+    """
+    found: dict[str, list[Floats]] = {}
+    block = np.minimum(np.searchsorted(blocks, alone["block"]), blocks.size - 1)
+    rank, begin, end = alone["rank"], alone["begin_ns"], alone["begin_ns"] + alone["wall_ns"]
+    own = edges[0][block, rank], edges[1][block, rank]
+    spans = ((first[block], own[0]), own, (own[1], last[block]))
+    for kind in ALONE:
+        here = (alone["kind"] == kind) & (blocks[block] == alone["block"])
+        found[kind] = []
+        for low, high in spans:
+            parts = np.zeros(edges[0].shape)
+            shared = np.maximum(np.minimum(end, high) - np.maximum(begin, low), 0)
+            np.add.at(parts, (block[here], rank[here]), shared[here])
+            found[kind].append(parts)
+    return found
+
+
+def _idle(
+    edges: tuple[Ints, Ints], first: Ints, last: Ints, busy_ns: Floats, alone: dict[str, list[Floats]]
+) -> dict[str, Floats]:
+    before, within, after = (np.sum([parts[i] for parts in alone.values()], axis=0) for i in range(3))
+    lead = (edges[0] - first[:, None]) - before
+    tail = (last[:, None] - edges[1]) - after
+    between = (edges[1] - edges[0]) - busy_ns - within
+    found = {"begins late": lead, "ends early": tail, "between steps": between}
+    found |= {kind: np.sum(parts, axis=0) for kind, parts in alone.items()}
+    return {name: values / 1e9 for name, values in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Time blocked on collectives in seconds, each (blocks, ranks); see `collectives.split`.
+
+    `woken` is the part of `transfer` after the library had finished. `hidden` is not blocked time: it is what
+    collectives took after the last arrival (and the library's start, where that is known) while the main thread was
+    in no wait, summed over collectives, of those whose end is known.
+    """
+
+    peer_wait: Floats
+    queue: Floats
+    transfer: Floats
+    woken: Floats
+    hidden: Floats
+
+    @property
+    def recorded(self) -> Floats:
+        """All blocked time that has a record."""
+        return self.peer_wait + self.queue + self.transfer
+
+    def only(self, rows: list[int]) -> "Blocked":
+        """The same for some of the blocks, by their index."""
+        return Blocked(*(getattr(self, name)[rows] for name in Blocked.__slots__))
+
+
+def blocked(groups: list[Group], shape: tuple[int, int]) -> Blocked:
+    """Sum a run's joined records over its blocks and ranks; `shape` is (blocks, ranks)."""
+    sums = {name: np.zeros(shape) for name in Blocked.__slots__}
+    for piece in (piece for group in groups for piece in group.chunks()):
+        parts = split(piece)
+        edges = np.flatnonzero(np.diff(piece.block_index, prepend=-1))
+        for name in ("peer_wait", "queue", "transfer", "woken"):
+            values = np.add.reduceat(getattr(parts, name), edges, axis=0)
+            sums[name][np.ix_(piece.block_index[edges], piece.ranks)] += values
+    arrived = [group.enqueued_ns.max(1) for group in groups]
+    for rank in range(shape[1]):
+        waits = Waits.of(groups, rank)
+        for group, arrival in zip(groups, arrived, strict=True):
+            for column in np.flatnonzero(group.ranks == rank).tolist():
+                block, hidden = _hidden(group, column, arrival, waits)
+                sums["hidden"][:, rank] += np.bincount(block, weights=hidden, minlength=shape[0])
+    return Blocked(**{name: values / 1e9 for name, values in sums.items()})
+
+
+def _hidden(group: Group, column: int, arrived: Ints, waits: Waits) -> tuple[Ints, Ints]:
+    """Block index and hidden ns of the collectives of one rank whose end is known."""
+    known = np.flatnonzero(group.finished_ns[:, column] != UNKNOWN)
+    begin = np.maximum(arrived[known], group.started_ns[known, column])
+    end = np.maximum(group.finished_ns[known, column], begin)
+    return group.block_index[known], (end - begin) - (waits.until(end) - waits.until(begin))

@@ -1,0 +1,150 @@
+"""What the accounts say, in words: every sentence is made of figures of one row, which it names."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pneumo.study.account import NO_SHARES, Account
+from pneumo.study.cells import name_of
+from pneumo.study.schema import Late, Row
+
+WORDS = {
+    "peer_wait": "waiting for late ranks",
+    "queue": "waiting for the library to begin",
+    "transfer": "transfer",
+    "data_stall": "waiting for data",
+    "off_cpu": "off-CPU",
+    "replicated": "work that every rank repeats",
+    "slower_on_cpu": "computing slower than serially",
+    "other": "other",
+    "residual": "unexplained",
+}
+CAUSES = {
+    "off_cpu": "ready to run without a core",
+    "compute": "it had more to compute, or computed slower",
+    "sleep": "blocked, neither computing nor ready to run",
+    "data": "the next batch was not there",
+    "alone": "it did alone what the others did not do",
+    "unknown": "between its steps, where nothing is measured",
+}
+RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED = 0.01, 0.05, 0.02, 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """A statement, the row that it is about, and that row's figures which it is made of, by the names of its fields."""
+
+    text: str
+    run: int
+    figures: dict[str, float]
+
+
+def sentences(row: Row, account: Account | None, cores: int) -> list[Sentence]:
+    """What can be said of one run; `account` adds what is in no row: the replay, and faults of the records."""
+    lost, whole = row.lost_rank_s, row.ranks * row.total_s
+    if row.ranks == 1 or lost is None or whole <= 0:
+        return []
+    found = [*_largest(row, lost, whole, cores), *_late(row, lost)]
+    if account is not None:
+        found += [*_crowded(row, account), *_network(row, account)]
+    return [*found, *_defects(row, whole), *(_records(row, account) if account else ())]
+
+
+def _say(row: Row, text: str, **figures: float) -> Sentence:
+    return Sentence(text[0].upper() + text[1:], row.run, figures)
+
+
+def _largest(row: Row, lost: float, whole: float, cores: int) -> Iterable[Sentence]:
+    if lost <= 0:
+        yield _say(row, f"nothing is lost: {-lost:.1f} rank-seconds less than serially.", lost_rank_s=lost)
+        return
+    named = {term: value for term, value in row.loss.items() if value is not None}
+    named["residual"] = row.residual_rank_s or 0.0
+    term = max(named, key=lambda name: named[name])
+    share, crowd = named[term] / lost, row.ranks * row.threads > cores
+    why = ""
+    if term == "off_cpu" and crowd:
+        why = f": there are more ranks than cores ({row.ranks} x {row.threads} on {cores})"
+    yield _say(
+        row,
+        f"of {lost:.1f} rank-seconds lost ({100 * lost / whole:.0f} points of efficiency), {100 * share:.0f} % is "
+        f"{WORDS[term]}{why}.",
+        lost_rank_s=lost,
+        **{term: named[term]},
+    )
+
+
+def _late(row: Row, lost: float) -> Iterable[Sentence]:
+    waited = row.loss["peer_wait"] or 0.0
+    if not row.late or waited < FAINT * abs(lost):
+        return
+    worst: Late = row.late[0]
+    yield _say(
+        row,
+        f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {worst.rank_s:.1f} "
+        f"rank-seconds, {100 * worst.rank_s / waited:.0f} % of all waiting for late ranks: it lost them in "
+        f"{worst.phase}, {CAUSES[worst.cause]}.",
+        rank_s=worst.rank_s,
+        count=worst.count,
+        peer_wait=waited,
+    )
+
+
+def _crowded(row: Row, account: Account) -> Iterable[Sentence]:
+    """How much of the blocked time was no waiting for anybody, but for a core to go on."""
+    delay = float(account.aside["delay within comm"].sum())
+    blocked = sum(row.loss[term] or 0.0 for term in ("peer_wait", "queue", "transfer"))
+    if delay > CROWDED * blocked > 0:
+        yield _say(
+            row,
+            f"{100 * delay / blocked:.0f} % of the time in collectives a rank was ready to go on and had no core, "
+            "which counts there and not as off-CPU.",
+            delay_within_comm=delay,
+            blocked=blocked,
+        )
+
+
+def _network(row: Row, account: Account) -> Iterable[Sentence]:
+    """How much a faster network could gain, by the replay and not by the sum of transfer."""
+    serial = account.length_s.sum() * row.ranks - (row.lost_rank_s or 0.0)
+    if account.what_if is None or serial <= 0:
+        return
+    found = account.what_if
+    now, then = (serial / (row.ranks * s) for s in (found.replayed_s, found.scenarios_s["no transfer"]))
+    yield _say(
+        row,
+        f"a faster network would gain at most {100 * (then - now):.1f} points of efficiency.",
+        replayed_s=found.replayed_s,
+        no_transfer_s=found.scenarios_s["no transfer"],
+    )
+
+
+def _defects(row: Row, whole: float) -> Iterable[Sentence]:
+    residual, other = row.residual_rank_s or 0.0, row.loss["other"] or 0.0
+    if row.loss["slower_on_cpu"] is None:
+        yield _say(row, f"{NO_SHARES}; they are in the residual.", residual_rank_s=residual)
+    if abs(residual) > RESIDUAL_LIMIT * whole:
+        share = 100 * residual / whole
+        yield _say(
+            row, f"{share:+.1f} % of N*T_N is explained by no measurement (above 1 %).", residual_rank_s=residual
+        )
+    if abs(other) > OTHER_LIMIT * whole:
+        yield _say(row, f"other is {100 * other / whole:+.1f} % of N*T_N (above 5 %).", other=other)
+
+
+def _records(row: Row, account: Account) -> Iterable[Sentence]:
+    faults = account.faults
+    for count, what in (
+        (faults.lost, "records of collectives are lost: where a rank's is, peer wait is a lower bound"),
+        (faults.doubled, "records are there more than once and were counted once"),
+        (faults.stray, "records belong to no step or rank of the run and were left out"),
+        (len(faults.silent_ranks), "ranks were blocked in collectives and left no record; that time is in other"),
+    ):
+        if count:
+            example = f" ({faults.examples[0]})" if faults.examples else ""
+            yield _say(row, f"{count} {what}{example}.", count=count)
+
+
+def paragraphs(rows: Sequence[Row], accounts: Mapping[int, Account], cores: int) -> list[str]:
+    """What can be said of each run, in one paragraph that begins with its name; without those that need no words."""
+    said = ((row, sentences(row, accounts.get(row.run), cores)) for row in rows)
+    return [f"{name_of(row)}: " + " ".join(one.text for one in found) for row, found in said if found]

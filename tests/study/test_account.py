@@ -1,0 +1,383 @@
+"""The account against causes of loss that were put in, against a recomputation in plain Python, and its invariants."""
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simulated
+from simulated import MS, STYLES, Network, asleep
+from synthetic import entry
+
+from pneumo.study.account import TERMS, Account
+from pneumo.study.explain import Explainer, injected
+from pneumo.study.results import load_run, load_table
+from pneumo.study.schema import PHASES, Row
+from pneumo.study.summary import summarize
+
+STEPS = 8  # of the simulated runs: 2 blocks of 4
+
+
+def account_of(path: Path, run: int = 1, kind: str = "train") -> Account:
+    file = load_run(path)
+    found = Explainer(path, file, {0: 0, 1: 0}).account(file.runs[run], kind)
+    assert found is not None
+    return found
+
+
+def row_of(path: Path) -> Row:
+    return summarize(path, write=False).rows[1]
+
+
+def item(account: Account, term: str, name: str) -> float:
+    return float(account.items[term][name].sum())
+
+
+def closes(row: Row) -> bool:
+    total = math.fsum([*(row.loss[term] or 0.0 for term in TERMS), row.residual_rank_s or 0.0])
+    return total == pytest.approx(row.lost_rank_s, abs=1e-9)
+
+
+def seconds(ns: float) -> Any:
+    return pytest.approx(ns / 1e9, abs=1e-9)
+
+
+def blocked(row: Row) -> float:
+    return sum(row.loss[term] or 0 for term in ("peer_wait", "queue", "transfer"))
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_without_a_cause_only_the_network_is_lost(tmp_path: Path, style: str, ranks: int) -> None:
+    row = row_of(simulated.study(tmp_path, ranks, style=style))
+    assert closes(row)
+    for term in TERMS:
+        if term != "transfer":
+            assert row.loss[term] == seconds(0), term
+    assert row.residual_rank_s == seconds(0)
+    assert row.lost_rank_s == pytest.approx(row.loss["transfer"])
+    assert row.late == []
+    blocked = 2 if style == "fsdp" else 1 if ranks == 2 else 2  # DDP's first transfer is hidden by the second bucket
+    assert row.loss["transfer"] == pytest.approx(ranks * STEPS * blocked * 3e-3, rel=0.8)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_that_sleeps_before_its_backward_pass(tmp_path: Path, style: str, ranks: int) -> None:
+    d = 100 * MS
+
+    def sleepy(rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return asleep(d) if (rank, phase) == (1, "backward") else None
+
+    plain = row_of(simulated.study(tmp_path / "plain", ranks, style=style))
+    row = row_of(simulated.study(tmp_path / "late", ranks, extra=sleepy, style=style))
+    assert closes(row)
+    # While the late rank computes between its buckets, the first one is on its way: 3 ms of transfer.
+    assert row.loss["peer_wait"] == pytest.approx((ranks - 1) * 0.1 * STEPS, rel=0.05)
+    assert blocked(row) - blocked(plain) == seconds((ranks - 1) * d * STEPS)
+    assert row.residual_rank_s == seconds(d * STEPS)  # the sleeper's own: nobody gave it a name
+    assert {(late.rank, late.phase, late.cause) for late in row.late} == {(1, "backward", "sleep")}
+    assert row.late[0].rank_s == pytest.approx(row.loss["peer_wait"])
+
+
+def test_a_sleep_that_the_study_put_in_has_a_name(tmp_path: Path) -> None:
+    d = 100 * MS
+
+    def sleepy(rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return asleep(d) if (rank, phase) == (1, "backward") else None
+
+    config = {"inject": "rank=1,phase=backward,delay=100ms"}
+    path = simulated.study(tmp_path, 2, extra=sleepy, config=config)
+    account = account_of(path)
+    assert item(account, "other", "injected sleep") == seconds(d * STEPS)
+    assert account.total("residual") == seconds(0)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {}),
+        ({"inject": None}, {}),
+        ({"inject": "rank=all,phase=forward,delay=1ms"}, {(None, "forward"): "injected sleep"}),
+        ({"inject": ["rank=1,phase=data,delay=1ms"]}, {(1, "data"): "injected sleep"}),
+        ({"inject": [{"rank": 2, "phase": "optimizer", "delay": 0.1}]}, {(2, "optimizer"): "injected sleep"}),
+        ({"inject": "rank=1,phase=backward,cause=busy,delay=1ms"}, {}),
+    ],
+)
+def test_names_of_injected_sleeps(given: dict[str, Any], expected: dict[tuple[int | None, str], str]) -> None:
+    assert injected(given) == expected
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_slow_transport_is_transfer(tmp_path: Path, style: str) -> None:
+    path = [simulated.study(tmp_path / str(ms), 4, style=style, network=Network(0, ms * MS)) for ms in (20, 40)]
+    before, after = (row_of(p) for p in path)
+    grown = (after.loss["transfer"] or 0) - (before.loss["transfer"] or 0)
+    # Both buckets are late by 20 ms; DDP and Horovod send the second after the first.
+    assert grown == seconds(4 * STEPS * 2 * 20 * MS)
+    assert [row.loss["peer_wait"] for row in (before, after)] == [0, 0]
+
+
+def test_negotiation_is_queue_where_the_start_is_known(tmp_path: Path) -> None:
+    known = row_of(simulated.study(tmp_path / "a", 2, style="fsdp", network=Network(5 * MS, 3 * MS)))
+    unknown = row_of(simulated.study(tmp_path / "b", 2, style="fsdp", network=Network(5 * MS, 3 * MS, False)))
+    assert (known.loss["queue"], known.loss["transfer"]) == (seconds(2 * STEPS * 2 * 5 * MS), seconds(2 * STEPS * 6e6))
+    assert (unknown.loss["queue"], unknown.loss["transfer"]) == (0, seconds(2 * STEPS * 2 * 8 * MS))
+
+
+def test_a_slow_loader_is_data_stall(tmp_path: Path) -> None:
+    def slow(_rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return asleep(30 * MS) if phase == "data" else None
+
+    row = row_of(simulated.study(tmp_path, 4, extra=slow))
+    assert row.loss["data_stall"] == seconds(4 * STEPS * 30 * MS)
+    assert (row.loss["peer_wait"], row.residual_rank_s, row.late) == (0, seconds(0), [])
+
+
+def test_one_slow_loader_makes_the_others_wait_for_its_data(tmp_path: Path) -> None:
+    def slow(rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return asleep(30 * MS) if (rank, phase) == (2, "data") else None
+
+    row = row_of(simulated.study(tmp_path, 4, style="fsdp", extra=slow))
+    assert row.loss["data_stall"] == seconds(STEPS * 30 * MS)
+    assert row.loss["peer_wait"] == seconds(3 * STEPS * 30 * MS)
+    assert [(x.rank, x.phase, x.cause) for x in row.late] == [(2, "data", "data")]
+
+
+def test_a_busy_neighbour_is_off_cpu_there_and_peer_wait_elsewhere(tmp_path: Path) -> None:
+    def busy(rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return (40 * MS, 0, 40 * MS) if (rank, phase) == (3, "forward") else None
+
+    path = simulated.study(tmp_path, 4, style="fsdp", extra=busy)
+    row, account = row_of(path), account_of(path)
+    assert row.loss["off_cpu"] == seconds(STEPS * 40 * MS)
+    assert row.loss["peer_wait"] == seconds(3 * STEPS * 40 * MS)
+    assert [(x.rank, x.phase, x.cause) for x in row.late] == [(3, "forward", "off_cpu")]
+    assert item(account, "off_cpu", "others") == row.loss["off_cpu"]
+    assert row.residual_rank_s == seconds(0)
+
+
+def test_replicated_work_and_slower_cores_are_told_apart(tmp_path: Path) -> None:
+    def longer(_rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        more = {"optimizer": 7 * MS, "forward": 2 * MS}.get(phase, 0)
+        return more, more, 0
+
+    row = row_of(simulated.study(tmp_path, 4, extra=longer, share=7 * MS))
+    assert row.loss["replicated"] == seconds(4 * STEPS * 7 * MS)
+    assert row.loss["slower_on_cpu"] == seconds(4 * STEPS * 2 * MS)
+    assert closes(row)
+
+
+def test_without_share_rows_they_stay_in_the_residual(tmp_path: Path) -> None:
+    def longer(_rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return (7 * MS, 7 * MS, 0) if phase == "optimizer" else None
+
+    row = row_of(simulated.study(tmp_path, 4, extra=longer, share=None))
+    assert (row.loss["replicated"], row.loss["slower_on_cpu"]) == (None, None)
+    assert row.residual_rank_s == seconds(4 * STEPS * 7 * MS)
+    assert closes(row)
+
+
+def test_a_rank_that_validates_alone_is_named(tmp_path: Path) -> None:
+    path = simulated.study(tmp_path, 4, style="fsdp", validates={(0, 2): 300 * MS, (0, 6): 300 * MS})
+    row, account = row_of(path), account_of(path)
+    assert [(x.rank, x.phase, x.cause, x.count) for x in row.late] == [(0, "validate", "alone", 2)]
+    assert row.late[0].rank_s == seconds(3 * 600 * MS)
+    assert item(account, "other", "validate") == seconds(600 * MS)
+    assert row.residual_rank_s == seconds(0)
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("phase", "cost", "cause"),
+    [
+        ("data", asleep(30 * MS), "data"),
+        ("data", (30 * MS, 0, 30 * MS), "off_cpu"),
+        ("forward", (30 * MS, 30 * MS, 0), "compute"),
+        ("forward", asleep(30 * MS), "sleep"),
+        ("backward", (30 * MS, 0, 30 * MS), "off_cpu"),
+        ("optimizer", asleep(30 * MS), "sleep"),
+        ("other", asleep(30 * MS), "sleep"),
+    ],
+)
+def test_every_cause_in_every_phase_is_named(
+    tmp_path: Path, style: str, ranks: int, phase: str, cost: simulated.Cost, cause: str
+) -> None:
+    path = simulated.study(tmp_path, ranks, extra=lambda r, _s, p: cost if (r, p) == (1, phase) else None, style=style)
+    row = row_of(path)
+    assert {(x.rank, x.phase, x.cause) for x in row.late} == {(1, phase, cause)}
+    # What follows a block's last collective delays nobody.
+    times = STEPS - (2 if phase in ("optimizer", "other") else 0)
+    assert row.loss["peer_wait"] == pytest.approx((ranks - 1) * times * 0.03, rel=0.11)
+
+
+def test_two_causes_at_once_are_told_apart(tmp_path: Path) -> None:
+    def two(rank: int, step: int, phase: str) -> simulated.Cost | None:
+        if (rank, step % 2, phase) == (1, 0, "backward"):
+            return asleep(50 * MS)
+        return asleep(20 * MS) if (rank, step % 2, phase) == (2, 1, "data") else None
+
+    row = row_of(simulated.study(tmp_path, 4, style="fsdp", extra=two))
+    found = {(x.rank, x.phase, x.cause): x.rank_s for x in row.late}
+    assert found == {
+        (1, "backward", "sleep"): seconds(3 * STEPS / 2 * 50 * MS),
+        (2, "data", "data"): seconds(3 * STEPS / 2 * 20 * MS),
+    }
+    assert [x.rank for x in row.late] == [1, 2]
+
+
+def test_a_rank_that_begins_late_is_a_block_edge(tmp_path: Path) -> None:
+    path = simulated.study(tmp_path, 2, style="fsdp", begins=(0, 25 * MS))
+    row, account = row_of(path), account_of(path)
+    assert item(account, "other", "begins late") == seconds(2 * 25 * MS)
+    assert row.loss["other"] == seconds(2 * 25 * MS)
+    assert row.loss["peer_wait"] == seconds(2 * 25 * MS)
+    assert [(x.rank, x.phase, x.cause) for x in row.late] == [(1, "between steps", "unknown")]
+
+
+def test_delay_in_data_and_other_is_counted_once(tmp_path: Path) -> None:
+    def delayed(_rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return (5 * MS, 0, 5 * MS) if phase in ("data", "other") else None
+
+    row = row_of(simulated.study(tmp_path, 2, extra=delayed))
+    assert row.loss["off_cpu"] == seconds(2 * STEPS * 10 * MS)
+    assert (row.loss["data_stall"], row.loss["other"]) == (seconds(0), seconds(0))
+    assert closes(row)
+
+
+def test_the_same_by_plain_python(tmp_path: Path) -> None:
+    """Every term recomputed from the rows with dictionaries, for uneven ranks and causes all over."""
+
+    def uneven(rank: int, step: int, phase: str) -> simulated.Cost | None:
+        wall = (rank * 7 + step * 3 + len(phase)) % 11 * MS
+        return wall, wall // 3, wall // 4
+
+    path = simulated.study(
+        tmp_path, 4, extra=uneven, style="horovod", network=Network(MS, 4 * MS), begins=(0, 3 * MS, MS, 2 * MS)
+    )
+    row, expected = row_of(path), recomputed(path)
+    for term, value in expected.items():
+        assert row.loss[term] == pytest.approx(value, abs=1e-9), term
+    assert closes(row)
+
+
+def recomputed(path: Path) -> dict[str, float]:
+    """The terms in seconds, from the files and nothing else of this package."""
+    steps = load_table(path, "steps").to_pylist()
+    found: dict[str, float] = defaultdict(float)
+    train = [r for r in steps if r["kind"] == "train"]
+    serial, ours = ([r for r in train if r["run"] == run] for run in (0, 1))
+    weight = sum(r["images"] for r in ours) / sum(r["images"] for r in serial)
+    share = sorted(
+        sum(r[f"{p}_cpu_ns"] for p in ("forward", "backward", "optimizer")) for r in steps if r["kind"] == "share"
+    )
+    for sign, rows in ((1, ours), (-weight, serial)):
+        for r in rows:
+            found["data_stall"] += sign * (r["data_ns"] - r["data_delay_ns"])
+            found["off_cpu"] += sign * sum(r[f"{p}_delay_ns"] for p in PHASES if p != "comm")
+            found["other"] += sign * (r["other_ns"] - r["other_delay_ns"])
+        for block in {r["block"] for r in rows}:
+            here = [r for r in rows if r["block"] == block]
+            length = max(r["begin_ns"] + r["wall_ns"] for r in here) - min(r["begin_ns"] for r in here)
+            found["other"] += sign * (len({r["rank"] for r in here}) * length - sum(r["wall_ns"] for r in here))
+    c = share[len(share) // 2]
+    cpu = {id(r): sum(r[f"{p}_cpu_ns"] for p in ("forward", "backward", "optimizer")) for r in ours + serial}
+    found["replicated"] = len(ours) * c - weight * sum(cpu[id(r)] for r in serial)
+    found["slower_on_cpu"] = sum(cpu[id(r)] for r in ours) - len(ours) * c
+    calls = defaultdict(list)
+    for r in load_table(path, "collectives").to_pylist():
+        calls[r["step"], r["seq"]].append(r)
+    for records in calls.values():
+        arrived = max(r["enqueued_ns"] for r in records)
+        for r in records:
+            ready = min(max(arrived, r["wait_begin_ns"]), r["wait_end_ns"])
+            started = min(max(ready, r["started_ns"]), r["wait_end_ns"])
+            found["peer_wait"] += ready - r["wait_begin_ns"]
+            found["queue"] += started - ready
+            found["transfer"] += r["wait_end_ns"] - started
+    return {term: value / 1e9 for term, value in found.items()}
+
+
+def test_hidden_communication_is_what_ran_beside_the_computing(tmp_path: Path) -> None:
+    """DDP's first bucket is on its way while the second is computed: 15 ms of it at most, at 4 ranks 7.5 ms."""
+    account = account_of(simulated.study(tmp_path, 4, network=Network(0, 5 * MS)))
+    assert float(account.aside["hidden"].sum()) == seconds(4 * STEPS * 5 * MS)
+    account = account_of(simulated.study(tmp_path / "slow", 4, network=Network(0, 50 * MS)))
+    assert float(account.aside["hidden"].sum()) == seconds(4 * STEPS * 7.5 * MS)
+    blocking = account_of(simulated.study(tmp_path / "fsdp", 4, style="fsdp"))
+    assert float(blocking.aside["hidden"].sum()) == 0
+
+
+def test_transfer_by_the_clock_and_without_agree_on_one_clock(tmp_path: Path) -> None:
+    plain = account_of(simulated.study(tmp_path / "a", 4, network=Network(MS, 5 * MS), style="fsdp")).durations
+    assert plain.collectives == 2 * STEPS
+    assert plain.clocked_s == plain.clock_free_s == seconds(4 * 2 * STEPS * 6 * MS)
+    assert plain.disagreement == 0
+
+    def ahead(records: simulated.Rows) -> simulated.Rows:
+        names = ("enqueued_ns", "started_ns", "finished_ns", "wait_begin_ns", "wait_end_ns")
+        return [r | {n: r[n] + 2 * MS for n in names} if r["rank"] == 1 else r for r in records]
+
+    wrong = account_of(simulated.study(tmp_path / "b", 4, network=Network(MS, 5 * MS), style="fsdp", edit=ahead))
+    assert wrong.durations.disagreement is not None
+    assert wrong.durations.disagreement < -0.2
+
+
+def test_validation_has_an_account_of_its_own(tmp_path: Path) -> None:
+    rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
+    serial = simulated.serial_rows(entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})
+    for found, work in ((rows, 60 * MS), (serial, 100 * MS)):
+        for last in [r for r in found if r["step"] == 7]:
+            more = {"step": 100, "begin_ns": last["begin_ns"] + 10**10, "kind": "validate", "comm_ns": 0}
+            blank = {f"{p}_{what}": 0 for p in PHASES for what in ("ns", "cpu_ns", "delay_ns")}
+            found.append(last | blank | more | {"wall_ns": work, "forward_ns": work, "forward_cpu_ns": work})
+    path = simulated.write(tmp_path, [(serial, []), (rows, records)], [simulated.SERIAL, ("ddp", "gloo", 2, 1)])
+    account = account_of(path, kind="validate")
+    assert account.total("lost") == seconds(2 * 60 * MS - 100 * MS)
+    assert account.terms["replicated"] is None
+    assert account.total("residual") == seconds(20 * MS)
+    assert account_of(path).total("residual") == seconds(0)
+
+
+def test_ranks_that_take_no_part_in_a_validation_are_idle(tmp_path: Path) -> None:
+    rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
+    serial = simulated.serial_rows(entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})
+    for found in (rows, serial):
+        last = next(r for r in found if r["step"] == 7)
+        blank = {f"{p}_{what}": 0 for p in PHASES for what in ("ns", "cpu_ns", "delay_ns")}
+        work = {"wall_ns": 60 * MS, "forward_ns": 60 * MS, "forward_cpu_ns": 60 * MS, "images": 32}
+        found.append(last | blank | work | {"kind": "validate", "step": 100, "begin_ns": last["begin_ns"] + 10**10})
+    path = simulated.write(tmp_path, [(serial, []), (rows, records)], [simulated.SERIAL, ("ddp", "gloo", 2, 1)])
+    account = account_of(path, kind="validate")
+    assert account.items["other"]["begins late"].sum(0).tolist() == [0, seconds(60 * MS)]
+    assert account.total("lost") == account.total("other") == seconds(60 * MS)
+
+
+def test_without_a_reference_the_blocked_time_is_still_told(tmp_path: Path) -> None:
+    trained = simulated.train(entry(0, "ddp", "gloo", 2, 1), simulated.even(2), style="fsdp")
+    row = summarize(simulated.write(tmp_path, [trained], [("ddp", "gloo", 2, 1)])).rows[0]
+    assert row.loss["transfer"] == seconds(2 * STEPS * 2 * 3 * MS)
+    assert [row.lost_rank_s, row.residual_rank_s, row.loss["off_cpu"]] == [None] * 3
+
+
+def test_the_contract_of_the_summary(tmp_path: Path) -> None:
+    path = simulated.study(tmp_path, 2)
+    summarize(path)
+    rows = json.loads((path / "summary.json").read_text())["rows"]
+    assert [list(row["loss"]) for row in rows] == [list(TERMS)] * 2
+    assert set(rows[0]["loss"].values()) == {0.0}
+    assert rows[1]["residual_fraction"] * 2 * rows[1]["total_s"] == pytest.approx(rows[1]["residual_rank_s"], abs=1e-9)
+
+
+def test_points_have_an_interval_from_six_blocks_on(tmp_path: Path) -> None:
+    account = account_of(simulated.study(tmp_path, 2, style="fsdp", blocks=6))
+    points = account.points("transfer")
+    assert points is not None
+    assert points.kind == "interval"
+    assert points.value == pytest.approx(100 * (account.total("transfer") or 0) / account.whole_s)
+    few = account_of(simulated.study(tmp_path, 2, blocks=3)).points("lost")
+    assert few is not None
+    assert few.kind == "range"

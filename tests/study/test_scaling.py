@@ -1,0 +1,96 @@
+"""Efficiencies and laws against closed forms and simulated trainings."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simulated
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated import MS, Network, asleep
+from test_account import account_of
+
+from pneumo.study.explain import Explainer
+from pneumo.study.results import load_run
+from pneumo.study.scaling import fit, pop
+
+
+def test_pop_of_an_even_training_loses_by_communication_only(tmp_path: Path) -> None:
+    account = account_of(simulated.study(tmp_path, 4, style="fsdp", network=Network(0, 5 * MS)))
+    found = pop(account)
+    assert found is not None
+    compute = sum(simulated.WHOLE.values()) / 4 / MS
+    assert found.load_balance == pytest.approx(1)
+    assert found.communication_efficiency == pytest.approx(compute / (compute + 10))
+    assert found.computation_scalability == pytest.approx(1)
+    lost, whole = account.total("lost"), account.whole_s
+    assert lost is not None
+    assert found.global_efficiency == pytest.approx(1 - lost / whole)
+    assert found.transfer_efficiency is None
+
+
+def test_pop_tells_imbalance_from_transfer_and_from_more_work(tmp_path: Path) -> None:
+    def extra(rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        if phase != "forward":
+            return None
+        return asleep(20 * MS) if rank == 1 else (5 * MS, 5 * MS, 0)
+
+    path = simulated.study(tmp_path, 2, extra=extra, style="fsdp", network=Network(0, 5 * MS))
+    file = load_run(path)
+    account = Explainer(path, file, {0: 0, 1: 0}, replay=True).account(file.runs[1])
+    assert account is not None
+    found = pop(account)
+    assert found is not None
+    own = np.array([101 / 2 + 5, 101 / 2 + 20])  # ms a step of either rank
+    assert found.load_balance == pytest.approx(own.mean() / own.max())
+    assert found.communication_efficiency == pytest.approx(own.max() / (own.max() + 10))
+    assert found.computation_scalability == pytest.approx(101 / own.sum())
+    assert found.transfer_efficiency == pytest.approx(own.max() / (own.max() + 10))
+    assert found.serialisation_efficiency == pytest.approx(1)
+
+
+@given(st.floats(0.01, 0.6))
+@settings(deadline=None)
+def test_amdahl_is_found_again(serial: float) -> None:
+    found = fit("Amdahl", {n: 1 / (serial + (1 - serial) / n) for n in (1, 2, 4, 8)}, cores=8)
+    fraction = found.parameters["serial fraction"]
+    assert fraction.value == pytest.approx(serial, rel=1e-4)
+    assert fraction.low is not None
+    assert fraction.high is not None
+    assert fraction.low <= fraction.value <= fraction.high
+    assert found.speedup(16) == pytest.approx(1 / (serial + (1 - serial) / 16), rel=1e-3)
+
+
+@given(st.floats(0.01, 0.3), st.floats(0.001, 0.05))
+@settings(deadline=None)
+def test_usl_is_found_again(contention: float, coherency: float) -> None:
+    points = {n: n / (1 + contention * (n - 1) + coherency * n * (n - 1)) for n in (2, 4, 8, 16)}
+    found = fit("USL", points, cores=16)
+    assert found.parameters["contention"].value == pytest.approx(contention, rel=1e-2, abs=1e-3)
+    assert found.parameters["coherency"].value == pytest.approx(coherency, rel=1e-2, abs=1e-4)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
+    rng, serial, n, hits = np.random.default_rng(0), 0.2, np.array([2, 4, 8, 16]), 0
+    for _ in range(300):
+        noisy = 1 / (serial + (1 - serial) / n) * np.exp(rng.normal(0, 0.03, n.size))
+        fraction = fit("Amdahl", dict(zip(n.tolist(), noisy.tolist(), strict=True)), cores=16).parameters[
+            "serial fraction"
+        ]
+        assert fraction.low is not None
+        assert fraction.high is not None
+        hits += fraction.low <= serial <= fraction.high
+    assert 0.91 <= hits / 300 <= 0.99
+
+
+def test_too_few_points_are_said() -> None:
+    assert fit("USL", {1: 1.0, 2: 1.8}, cores=8).parameters == {}
+    assert "cannot give them" in fit("USL", {1: 1.0, 2: 1.8}, cores=8).cannot_tell[0]
+    exact = fit("Amdahl", {2: 1.8}, cores=8)
+    assert exact.parameters["serial fraction"].low is None
+    assert "nothing is left to check it by" in exact.cannot_tell[0]
+
+
+def test_more_ranks_than_cores_are_said() -> None:
+    said = " ".join(fit("Amdahl", {2: 1.8, 4: 1.9, 8: 1.9}, cores=2).cannot_tell)
+    assert "At 4, 8 ranks on 2 cores" in said
