@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from pneumo.backends import BACKENDS, COMMS
 from pneumo.errors import Refused
 from pneumo.flags import nearest, one_sentence, split
+from pneumo.inject import Injection, parse_injections
 from pneumo.models import MODELS, PLANNED
 from pneumo.study.schema import names_a_folder
 
@@ -75,6 +76,8 @@ class Study:
     "Weak scaling: images a step and rank, instead of --global-batch."
     learning_rate: Annotated[float, _option(_TRAIN)] = 1e-3
     "Adam's step size."
+    inject: Annotated[tuple[Injection, ...], _option(_TRAIN, parse_injections)] = ()
+    "Known causes of loss, as in rank=1,phase=backward,delay=20ms (ranks: a number or all; or cause=busy)."
     seed: Annotated[int, _option(_TRAIN)] = 0
     "Decides the split, the order, the augmentation and the first parameters (the built-in sample stays the same)."
 

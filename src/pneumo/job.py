@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pneumo.data.store import Store
     from pneumo.study.results import ResultFolder
     from pneumo.study.schema import DataFacts, RunFile
-    from pneumo.train import Block, Training
+    from pneumo.train import Block, Shares, Training
 
 SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
 
@@ -45,6 +45,7 @@ class Job:
         self._store, self._split, self._results, self._say = store, split, results, say
         self._schedule = make_schedule(self._study, plan, len(split.train))
         self._sizes: dict[int, Any] = {}
+        self._shares: dict[int, Shares] = {}
         self._started = _utc_now()
 
     def train(self) -> None:
@@ -65,6 +66,7 @@ class Job:
             world.first(ranks)
         groups = Groups(world.comm, address=world.share(world.address), wanted=wanted, small=sizes)
         trainings = [Training(run, study, self._store, self._split, world, groups) for run in self._plan.runs]
+        self._shares = self._make_shares(trainings, world, groups)
         begin = time.monotonic()
         speed = {}
         for training in trainings:
@@ -80,9 +82,21 @@ class Job:
         self._say("evaluating on the validation patients")
         for training in trainings:
             self._evaluate(training, blocks)
-        for training in trainings:
+        for training in (*trainings, *self._shares.values()):
             training.close()
         groups.close()
+
+    def _make_shares(self, trainings: "list[Training]", *where: Any) -> "dict[int, Shares]":
+        """What times the shares of a step, by the serial runs that others with as many threads are compared with."""
+        from pneumo.train import Shares
+
+        found: dict[int, Shares] = {}
+        for run in (t.run for t in trainings if t.run.backend == "serial" and t.run.device == "cpu"):
+            others = [t.run for t in trainings if t.run.ranks > 1 and t.run.threads == run.threads]
+            sizes = sorted({other.global_batch // other.ranks for other in others} - {run.global_batch})
+            if sizes:
+                found[run.run] = Shares(sizes, run, self._study, self._store, self._split, *where)
+        return found
 
     def _block_steps(self, trainings: "list[Training]", speed: dict[int, float], begin: float) -> int:
         """The steps of each timed block, on rank 0: as scheduled, or as many as the budget allows by measured steps."""
@@ -95,7 +109,9 @@ class Job:
         evaluate_s = sum(
             0.4 * speed[trainings[0].run.run] / t.run.global_batch * images / min(t.run.ranks, cores) for t in trainings
         )
-        left = budget_s - (time.monotonic() - begin) - evaluate_s - blocks * len(trainings) * SWITCH_S
+        shares_s = sum(share.images * speed[number] / share.run.global_batch for number, share in self._shares.items())
+        left = budget_s - (time.monotonic() - begin) - evaluate_s
+        left -= blocks * (len(trainings) * SWITCH_S + shares_s)
         affordable = int(left / (blocks * sum(speed.values())))
         if affordable < 1:
             self._say(f"the budget of {budget_s:.0f} s is too short for {blocks} blocks: taking one step each")
@@ -122,6 +138,8 @@ class Job:
                 rows = training.advance(block, count, warmup=warmup)
                 self._keep(training, rows)
                 took = step_seconds(rows)
+                if training.run.run in self._shares:
+                    self._keep(training, self._shares[training.run.run].time(block, warmup=warmup))
         return took
 
     def _keep(self, training: "Training", rows: "Block") -> None:

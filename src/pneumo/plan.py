@@ -65,6 +65,9 @@ def make_plan(study: Study, *, world_size: int, cores: int, local_size: int, gpu
     asked = tuple(sorted(set(study.ranks or default_ranks(study, world_size))))
     if asked[-1] > world_size:
         raise Refused(f"--ranks {asked[-1]}: this world has {world_size} rank(s); start more, or ask for fewer.")
+    for injection in study.inject:
+        if injection.rank is not None and injection.rank >= asked[-1]:
+            raise Refused(f"--inject rank={injection.rank}: the runs have {asked[-1]} rank(s), counted from 0.")
     comms = _comms(study, local_size, gpus)
     batches = _batches(study, asked)
     threads = study.threads or max(1, cores // local_size)

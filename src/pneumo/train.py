@@ -1,6 +1,6 @@
 """The training loop. There is one, for every model and backend."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from pneumo.data.loader import Batch, Loader, evaluation
 from pneumo.data.split import Split
 from pneumo.data.store import Store
 from pneumo.errors import PneumoError
+from pneumo.inject import Disturbance
 from pneumo.plan import Run
 from pneumo.process import PeakMemory
 from pneumo.timing.breakdown import carve
@@ -25,6 +26,8 @@ from pneumo.world import World
 
 Row = dict[str, Any]
 EVALUATION_BATCH = 50
+SHARE_STEPS = 2  # of each size in each block
+FIRST_SHARE = 1 << 32  # what the steps of shares are numbered from, beyond all others of their run
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +68,22 @@ class Training:
         settle = torch.cuda.synchronize if run.device == "cuda" else lambda: None
         self._clock = StepClock(self._now, settle)
         place = Place(self.comm, groups.get(run.comm, run.ranks), device)
+        self._disturbance = Disturbance(study.inject, self.comm.rank, run.ranks)
+        self._recorder.delay_s = self._disturbance.delay_s("comm")
         self._small_sum = groups.small_sum(self.comm)
         self._task = models.load(run.model)(study.size, study.learning_rate)
         self._backend = backends.load(run.backend)(place, self._recorder)
-        self._loader = Loader(
-            store,
-            split.train,
-            size=study.size,
-            global_batch=run.global_batch,
-            seed=study.seed,
+        self._loader = self._make_loader(run.global_batch)
+
+    def _make_loader(self, global_batch: int) -> Loader:
+        return Loader(
+            self._store,
+            self._split.train,
+            size=self._study.size,
+            global_batch=global_batch,
+            seed=self._study.seed,
             rank=self.comm.rank,
-            world_size=run.ranks,
+            world_size=self.run.ranks,
             augment=True,
         )
 
@@ -112,9 +120,10 @@ class Training:
         self._backend.model.train()
         peak.begin()
         self.comm.Barrier()
-        for step in range(self.next_step, self.next_step + count):
-            images, loss = self._step(step)
-            self._end_step(rows, step, block, kind="train", warmup=warmup, images=images, loss=loss)
+        with self._disturbance.neighbour():
+            for step in range(self.next_step, self.next_step + count):
+                images, loss = self._step(step)
+                self._end_step(rows, step, block, kind="train", warmup=warmup, images=images, loss=loss)
         self.next_step += count
         if not warmup:
             self._peak_bytes = max(self._peak_bytes, peak.end())
@@ -122,18 +131,25 @@ class Training:
 
     def _step(self, step: int) -> tuple[int, float | None]:
         """Train one step; returns this rank's images and their mean loss."""
-        clock, backend = self._clock, self._backend
-        clock.begin()
-        with clock.phase("data"):
+        backend = self._backend
+        self._clock.begin()
+        with self._phase("data"):
             batch = self._loader.batch(step)
             images, labels = self._on_device(batch)
-        with clock.phase("forward"):
+        with self._phase("forward"):
             total, weight = self._task.loss(backend.model, images, labels)
-        with clock.phase("backward"):
+        with self._phase("backward"):
             backend.backward(total / batch.total)
-        with clock.phase("optimizer"):
+        with self._phase("optimizer"):
             backend.step()
         return len(labels), total.item() / weight if weight else None
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        """A phase of a training step, with what is injected into it."""
+        with self._clock.phase(name):
+            self._disturbance.sleep(name)
+            yield
 
     def _end_step(
         self,
@@ -190,6 +206,7 @@ class Training:
                             break
                         images, _ = self._on_device(batch)
                     with self._clock.phase("forward"):
+                        self._disturbance.sleep("validate")
                         found.append((batch.samples, self._task.answers(self._backend.model, images)))
                     self._end_step(rows, step, block, kind="validate", images=len(images))
                     step += 1
@@ -226,6 +243,38 @@ class Training:
         if self.active:
             self._backend.close()
             self._now.close()
+
+
+class Shares(Training):
+    """Steps of a serial run with as few images as a rank of other runs has, on a model of its own.
+
+    They tell what a share of a step costs where nobody disturbs it: c(B/N) of the account.
+    """
+
+    def __init__(self, sizes: Sequence[int], run: Run, study: Study, *where: Any) -> None:
+        super().__init__(run, study, *where)
+        self._sizes = sizes
+        self._loaders = [self._make_loader(size) for size in sizes] if self.active else []
+
+    @property
+    def images(self) -> int:
+        """The images of a block's steps."""
+        return SHARE_STEPS * sum(self._sizes)
+
+    def time(self, block: int, *, warmup: bool) -> Block:
+        """Train SHARE_STEPS steps of each size; within the serial run's `awake`, after its own steps of a block."""
+        rows = Block([], [])
+        if not self._prepared:
+            self._prepare()
+        self._backend.model.train()
+        for loader in self._loaders:
+            self._loader = loader
+            for _ in range(SHARE_STEPS):
+                images, loss = self._step(self.next_step)
+                label = FIRST_SHARE + self.next_step
+                self._end_step(rows, label, block, kind="share", warmup=warmup, images=images, loss=loss)
+                self.next_step += 1
+        return rows
 
 
 def order(trainings: list[Training], block: int) -> list[Training]:

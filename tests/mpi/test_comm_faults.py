@@ -527,7 +527,7 @@ def test_nothing_grows_when_worlds_come_and_go(faults: Faults, case: str) -> Non
     assert_ended(found)
     for ending in found:
         second, *later = ending.notes["held"][1:]
-        # Of all mappings, a few come and go with malloc's; what a round keeps would be there as often as there are rounds.
+        # A few mappings come and go with malloc; what a round keeps would be there as often as there are rounds.
         assert later[-1].pop("mappings") - second.pop("mappings") < len(later), ending.notes["held"]
         assert later[-1] == second, ending.notes["held"]
 

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter_ns
+from time import perf_counter_ns, sleep
 from typing import Any
 
 from pneumo.timing.clock import Stamp
@@ -31,6 +31,8 @@ class Recorder:
     """Numbers the collectives of a training and keeps them and the waits until the loop takes them after each step."""
 
     now: Callable[[], Stamp]
+    delay_s: float = 0.0  # injected into the transport, once a step
+    _delayed: bool = False
     _seq: int = 0
     _enqueued: Stamp | None = None
     _collectives: list[Collective] = field(default_factory=list)
@@ -48,6 +50,7 @@ class Recorder:
 
     def finish(self, call: Collective) -> None:
         """Note that a collective is complete; any thread may say so."""
+        self._delay()
         call.finished_ns = perf_counter_ns()
 
     @contextlib.contextmanager
@@ -55,6 +58,7 @@ class Recorder:
         """The main thread waits for the collective while it is inside."""
         begin = self.now()
         yield
+        self._delay()
         end = self.now()
         call.wait_begin_ns, call.wait_end_ns = begin.wall_ns, end.wall_ns
         if call.finished_ns is None:
@@ -69,6 +73,11 @@ class Recorder:
             yield
         call.finished_ns = call.wait_end_ns
         call.bound = "finished is the return of the blocking call"
+
+    def _delay(self) -> None:
+        if self.delay_s and not self._delayed:
+            self._delayed = True
+            sleep(self.delay_s)
 
     def waited_in_order(self, calls: Sequence[Collective]) -> None:
         """The main thread has just been blocked on these calls, one after the other, since it enqueued the last."""
@@ -88,6 +97,7 @@ class Recorder:
 
     def take(self) -> tuple[list[Collective], list[tuple[Stamp, Stamp]]]:
         """Return what was recorded since the last call: collectives, and waits in order, free of overlaps."""
+        self._delayed = False
         taken = self._collectives, self._waits
         self._collectives, self._waits = [], []
         return taken

@@ -1,0 +1,110 @@
+"""Known causes of lost time, made on purpose: what --inject asks for, to test the account and to teach with it."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from pneumo.errors import Refused
+from pneumo.flags import nearest
+
+Place = Literal["data", "forward", "backward", "comm", "optimizer", "validate"]
+Cause = Literal["sleep", "busy"]
+MOST_S = 60.0
+_KEYS = ("rank", "phase", "delay", "cause")
+_EXAMPLE = "as in rank=1,phase=backward,delay=20ms or rank=0,cause=busy"
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """One cause: a rank (None: all) sleeps `delay_s` in a phase of each step, or shares its cores with a busy process.
+
+    `comm` delays the transport itself, once a step; `validate` each batch of the validation. Only trainings of several
+    ranks are disturbed, so the serial reference stays what it is.
+    """
+
+    rank: int | None
+    phase: Place | None
+    delay_s: float
+    cause: Cause = "sleep"
+
+
+def parse_injections(_type: Any, tokens: Sequence[Any]) -> tuple[Injection, ...]:
+    """Read `rank=1,phase=backward,delay=20ms`, several with a comma or semicolon between; a converter of cyclopts."""
+    texts = [text for token in tokens for text in re.split(r"[,;]\s*(?=rank=)", token.value) if text.strip()]
+    return tuple(_one(text.strip()) for text in texts)
+
+
+def _one(text: str) -> Injection:
+    fields: dict[str, str] = {}
+    for part in text.split(","):
+        key, equals, value = (word.strip() for word in part.partition("="))
+        if not equals or not value:
+            raise Refused(f"--inject {text}: {part or 'nothing'} is no setting; write it {_EXAMPLE}.")
+        if key not in _KEYS:
+            raise Refused(f"--inject {text}: unknown {key}: {nearest(key, _KEYS)}.")
+        fields[key] = value
+    cause, phase = fields.get("cause", "sleep"), fields.get("phase")
+    for name, known in (("cause", get_args(Cause)), ("phase", get_args(Place))):
+        if name in fields and fields[name] not in known:
+            raise Refused(f"--inject {text}: unknown {name} {fields[name]}: {nearest(fields[name], known)}.")
+    needed = {"rank"} if cause == "busy" else {"rank", "phase", "delay"}
+    if missing := sorted(needed - fields.keys()):
+        raise Refused(f"--inject {text}: {' and '.join(missing)} missing; write it {_EXAMPLE}.")
+    if cause == "busy" and (extra := sorted({"phase", "delay"} & fields.keys())):
+        raise Refused(f"--inject {text}: a busy neighbour has no {' and no '.join(extra)}.")
+    return Injection(_rank(text, fields["rank"]), phase, _delay(text, fields.get("delay", "0s")), cause)  # type: ignore[arg-type]
+
+
+def _rank(text: str, value: str) -> int | None:
+    if value != "all" and not value.isdecimal():
+        raise Refused(f"--inject {text}: rank {value} is neither a number nor all.")
+    return None if value == "all" else int(value)
+
+
+def _delay(text: str, value: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", value)
+    found = float(match[1]) * _UNITS[match[2]] if match else -1.0
+    if not 0 <= found <= MOST_S:
+        raise Refused(f"--inject {text}: a delay is at most 60 s, with us, ms or s, as in 20ms.")
+    return found
+
+
+class Disturbance:
+    """What is injected into one rank of one training."""
+
+    def __init__(self, injections: Iterable[Injection], rank: int, world_size: int) -> None:
+        mine = [i for i in injections if world_size > 1 and i.rank in (None, rank)]
+        self._delay_s: dict[str, float] = {}
+        for one in mine:
+            if one.phase is not None:
+                self._delay_s[one.phase] = self._delay_s.get(one.phase, 0.0) + one.delay_s
+        self._busy = any(one.cause == "busy" for one in mine)
+
+    def delay_s(self, phase: str) -> float:
+        """The seconds that a phase is delayed by."""
+        return self._delay_s.get(phase, 0.0)
+
+    def sleep(self, phase: str) -> None:
+        """Sleep as long as was asked for in a phase."""
+        if phase in self._delay_s:
+            time.sleep(self._delay_s[phase])
+
+    @contextmanager
+    def neighbour(self) -> Iterator[None]:
+        """A busy process on this rank's cores while inside, where one was asked for; it ends with its parent."""
+        if not self._busy:
+            yield
+            return
+        code = f"import os\nwhile os.getppid() == {os.getpid()}: pass"
+        with subprocess.Popen([sys.executable, "-c", code]) as process:
+            try:
+                yield
+            finally:
+                process.kill()
