@@ -36,8 +36,12 @@ class Injection:
 
 
 def parse_injections(_type: Any, tokens: Sequence[Any]) -> tuple[Injection, ...]:
-    """Read `rank=1,phase=backward,delay=20ms`, several with a comma or semicolon between; a converter of cyclopts."""
-    texts = [text for token in tokens for text in re.split(r"[,;]\s*(?=rank=)", token.value) if text.strip()]
+    """Read `rank=1,phase=backward,delay=20ms`, several with a semicolon or comma between; a converter of cyclopts."""
+    texts: list[str] = []
+    for several in (text for token in tokens for text in token.value.split(";")):
+        for i, part in enumerate(several.split(",")):
+            begins = i == 0 or (part.strip().startswith("rank=") and "rank=" in texts[-1])
+            texts[len(texts) if begins else -1 :] = [part if begins else f"{texts[-1]},{part}"]
     return tuple(_one(text.strip()) for text in texts)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from harness import Launcher
+from small_study import small_data
 
 PHASES = ("data", "forward", "backward", "comm", "optimizer", "other")
 
@@ -31,19 +32,6 @@ def test_refusals_are_said_once(mpirun: Launcher, flags: list[str], words: list[
     assert len(said) == 1, done.text
     assert all(word in said[0] for word in words)
     assert "Traceback" not in done.text
-
-
-def small_data(tmp_path: Path) -> list[str]:
-    """The flags for 60 small generated patients, one of whom has a file that is none."""
-    from pneumo.data.sample import SampleConfig, plan, write_patients, write_tables
-
-    config = SampleConfig(patients=60, seed=3, size=256)
-    root = tmp_path / "rsna"
-    root.mkdir()
-    write_tables(root, config)
-    write_patients(root, config, 0, 60)
-    (root / "stage_2_train_images" / f"{plan(config)[7]}.dcm").write_text("no image")
-    return ["--data", str(root), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
 
 
 def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
