@@ -19,14 +19,14 @@ WORDS = {
     "residual": "unexplained",
 }
 CAUSES = {
-    "off_cpu": "ready to run without a core",
+    "off_cpu": "it was ready to run without a core",
     "compute": "it had more to compute, or computed slower",
-    "sleep": "blocked, neither computing nor ready to run",
+    "sleep": "it was blocked, neither computing nor ready to run",
     "data": "the next batch was not there",
     "alone": "it did alone what the others did not do",
-    "unknown": "between its steps, where nothing is measured",
+    "unknown": "it spent the time between steps, where nothing is measured",
 }
-RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED = 0.01, 0.05, 0.02, 0.25
+RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED = 0.01, 0.05, 0.01, 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def sentences(row: Row, account: Account | None, cores: int) -> list[Sentence]:
     lost, whole = row.lost_rank_s, row.ranks * row.total_s
     if row.ranks == 1 or lost is None or whole <= 0:
         return []
-    found = [*_largest(row, lost, whole, cores), *_late(row, lost)]
+    found = [*_largest(row, lost, whole, cores), *_late(row, whole)]
     if account is not None:
         found += [*_crowded(row, account), *_network(row, account)]
     return [*found, *_defects(row, whole), *(_records(row, account) if account else ())]
@@ -73,16 +73,16 @@ def _largest(row: Row, lost: float, whole: float, cores: int) -> Iterable[Senten
     )
 
 
-def _late(row: Row, lost: float) -> Iterable[Sentence]:
+def _late(row: Row, whole: float) -> Iterable[Sentence]:
     waited = row.loss["peer_wait"] or 0.0
-    if not row.late or waited < FAINT * abs(lost):
+    if not row.late or row.late[0].rank_s < FAINT * whole:
         return
     worst: Late = row.late[0]
     yield _say(
         row,
         f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {worst.rank_s:.1f} "
-        f"rank-seconds, {100 * worst.rank_s / waited:.0f} % of all waiting for late ranks: it lost them in "
-        f"{worst.phase}, {CAUSES[worst.cause]}.",
+        f"rank-seconds, {100 * worst.rank_s / waited:.0f} % of all waiting for late ranks, by what it did in "
+        f"{worst.phase}: {CAUSES[worst.cause]}.",
         rank_s=worst.rank_s,
         count=worst.count,
         peer_wait=waited,
