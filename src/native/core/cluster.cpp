@@ -79,7 +79,11 @@ void Cluster::abort_all(const std::string& reason) {
 std::shared_ptr<Operation> Cluster::operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) {
     auto operation = local_->operation(std::move(body), timeout, lane);
     operation->examine = [this, local = std::move(operation->examine)](Waiting& waiting, bool late, bool deep) {
-        hear();
+        try {
+            hear();
+        } catch (...) {
+            return std::current_exception();
+        }
         return local(waiting, late, deep);
     };
     return operation;

@@ -85,22 +85,22 @@ struct Matched final : Waiting {
 void Group::read_offers(int from) {
     Channel& in = channel(from, rank_);
     Pair& pair = pairs_[static_cast<size_t>(from)];
-    const bool held_up = in.offers.full();
+    const uint64_t before = in.offers.taken.load(std::memory_order_relaxed);
     while (!in.offers.empty()) {
         const auto [bytes, tag] = in.offers.pop();
         pair.offers.push_back({pair.offered++, bytes, tag});
     }
-    if (held_up) members_[static_cast<size_t>(from)].doorbell->ring();
+    if (in.offers.held_up(before)) members_[static_cast<size_t>(from)].doorbell->ring();
 }
 
 void Group::read_answers(int to) {
     Channel& out = channel(rank_, to);
-    const bool held_up = out.answers.full();
+    const uint64_t before = out.answers.taken.load(std::memory_order_relaxed);
     while (!out.answers.empty()) {
         const auto [number, granted] = out.answers.pop();
         pairs_[static_cast<size_t>(to)].answers[number] = granted;
     }
-    if (held_up) members_[static_cast<size_t>(to)].doorbell->ring();
+    if (out.answers.held_up(before)) members_[static_cast<size_t>(to)].doorbell->ring();
 }
 
 void Group::match_receives() {

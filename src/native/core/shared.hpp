@@ -33,6 +33,13 @@ struct Mailbox {
         return put.load(std::memory_order_relaxed) - taken.load(std::memory_order_acquire) == notes.size();
     }
     bool empty() const { return put.load(std::memory_order_acquire) == taken.load(std::memory_order_relaxed); }
+    /// By the reader, who has taken all since `before`: whether the writer may have gone to sleep because it was full.
+    /// Fenced as a doorbell's `ring`: of the two, one sees what the other has done.
+    bool held_up(uint64_t before) const {
+        if (taken.load(std::memory_order_relaxed) == before) return false;
+        std::atomic_thread_fence(std::memory_order_seq_cst);
+        return put.load(std::memory_order_relaxed) - before >= notes.size();
+    }
     /// By the writer, unless it is full.
     void push(const Note& note) {
         const uint64_t index = put.load(std::memory_order_relaxed);
