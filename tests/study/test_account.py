@@ -1,43 +1,27 @@
 """The account against causes of loss that were put in, against a recomputation in plain Python, and its invariants."""
 
 import json
-import math
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 import simulated
+from accounts import account_of, closes, row_of
 from simulated import MS, STYLES, Network, asleep
 from synthetic import entry
 
 from pneumo.study.account import TERMS, Account
-from pneumo.study.explain import Explainer, injected
-from pneumo.study.results import load_run, load_table
+from pneumo.study.explain import injected
+from pneumo.study.results import load_table
 from pneumo.study.schema import PHASES, Row
 from pneumo.study.summary import summarize
 
 STEPS = 8  # of the simulated runs: 2 blocks of 4
 
 
-def account_of(path: Path, run: int = 1, kind: str = "train") -> Account:
-    file = load_run(path)
-    found = Explainer(path, file, {0: 0, 1: 0}).account(file.runs[run], kind)
-    assert found is not None
-    return found
-
-
-def row_of(path: Path) -> Row:
-    return summarize(path, write=False).rows[1]
-
-
 def item(account: Account, term: str, name: str) -> float:
     return float(account.items[term][name].sum())
-
-
-def closes(row: Row) -> bool:
-    total = math.fsum([*(row.loss[term] or 0.0 for term in TERMS), row.residual_rank_s or 0.0])
-    return total == pytest.approx(row.lost_rank_s, abs=1e-9)
 
 
 def seconds(ns: float) -> Any:

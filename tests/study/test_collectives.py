@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import simulated
-from hypothesis import HealthCheck, given, settings
+from accounts import account_of, closes, row_of
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from simulated import MS
 from synthetic import START_NS, entry
-from test_account import account_of, closes, row_of
 
 from pneumo.study.account import TERMS
 from pneumo.study.collectives import UNKNOWN, Group, durations, split
@@ -182,6 +182,9 @@ def test_the_order_of_rows_does_not_matter(tmp_path: Path) -> None:
 @given(st.lists(st.integers(0, 63), min_size=1, max_size=5, unique=True))
 @few
 def test_a_lost_record_is_reported(tmp_path_factory: pytest.TempPathFactory, gone: list[int]) -> None:
+    """Records 4k to 4k + 3 are one collective's: where all are lost, nothing says that there was one."""
+    assume(not any(set(range(4 * k, 4 * k + 4)) <= set(gone) for k in range(16)))
+
     def lose(records: simulated.Rows) -> simulated.Rows:
         return [record for i, record in enumerate(records) if i not in gone]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import simulated
+from accounts import account_of, row_of
 from rich.console import Console
 from simulated import MS, Network, asleep
 from synthetic import entry
-from test_account import account_of, row_of
 
 from pneumo.study.losses import explain
 from pneumo.study.results import load_run

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simulated
+from accounts import account_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated import MS, Network, asleep
-from test_account import account_of
 
 from pneumo.study.explain import Explainer
 from pneumo.study.results import load_run

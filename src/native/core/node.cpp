@@ -53,7 +53,10 @@ void Process::stop(const std::string& reason) {
     if (own == nullptr || !own->engine->usable()) return;
     Cluster::abort_all(reason);
     own->engine->shutdown(std::make_exception_ptr(Error(Error::Kind::ABORTED, reason)));
+    const bool named = own->segment.named();
     own->segment.hide();
+    // Whoever noticed a death may have come before the last thread of the dead, which holds its files.
+    if (named) Segment::sweep();
 }
 
 std::string node_identity() {

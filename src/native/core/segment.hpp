@@ -30,6 +30,8 @@ class Segment {
 
     std::byte* data() const { return data_; }
     size_t bytes() const { return bytes_; }
+    /// Whether it has a name in /dev/shm now, made by this process.
+    bool named() const { return !name_.empty(); }
     /// How a peer finds this segment, as text.
     const std::string& handle() const { return handle_; }
     /// Called by the creator once every peer has opened it: nobody else can from now on.
