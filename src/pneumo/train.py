@@ -99,14 +99,16 @@ class Training:
             self._world.bind(self.run.ranks, self.run.threads)
             torch.set_num_threads(self.run.threads)
             self._backend.resume()
-            if not self._prepared:
-                self._prepare()
+            self._prepare()
         yield
         if self.active:
             self._backend.pause()
         self._world.wait()
 
     def _prepare(self) -> None:
+        """Build the model, the first time."""
+        if self._prepared:
+            return
         torch.manual_seed(self._study.seed)
         model = self._task.build().to(self._backend.place.device)
         self._parameters = sum(p.numel() for p in model.parameters())
@@ -264,8 +266,7 @@ class Shares(Training):
     def time(self, block: int, *, warmup: bool) -> Block:
         """Train SHARE_STEPS steps of each size; within the serial run's `awake`, after its own steps of a block."""
         rows = Block([], [])
-        if not self._prepared:
-            self._prepare()
+        self._prepare()
         self._backend.model.train()
         for loader in self._loaders:
             self._loader = loader

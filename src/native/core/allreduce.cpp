@@ -54,14 +54,22 @@ struct Group::Allreduce {
         }
     }
 
-    /// The other parts come from the slots of those who reduced them.
-    void copy_out(size_t round) {
+    /// The other parts of a round come from those who reduced them; `of(k)` is where rank k has the round.
+    template <class Origin>
+    void take(size_t round, Origin of) {
         for (size_t k = 0; k < ranks; ++k) {
             if (k == me) continue;
             const size_t begin = cut.part(round, k) * element, end = cut.part(round, k + 1) * element;
-            transfer(at(out, cut.begin(round) * element + begin),
-                     group.slot(static_cast<int>(k), group.round_ + round) + begin, end - begin);
+            transfer(at(out, cut.begin(round) * element + begin), of(k) + begin, end - begin);
         }
+    }
+
+    void copy_out(size_t round) {
+        take(round, [&](size_t k) { return group.slot(static_cast<int>(k), group.round_ + round); });
+    }
+
+    void pull(size_t round, const std::vector<const std::byte*>& places) {
+        take(round, [&](size_t k) { return places[k] + cut.begin(round) * element; });
     }
 
     /// My part of everybody's tensor, in place; nobody else reads or writes mine before I say so.
@@ -70,16 +78,6 @@ struct Group::Allreduce {
         const size_t offset = (cut.begin(round) + begin) * element;
         for (size_t k = 0; k < ranks; ++k) sources[k] = places[k] + offset;
         if (length > 0) reduce(at(out, offset), sources.data(), group.size_, length, scale);
-    }
-
-    /// The other parts come from the tensors of those who reduced them.
-    void pull(size_t round, const std::vector<const std::byte*>& places) {
-        for (size_t k = 0; k < ranks; ++k) {
-            if (k == me) continue;
-            const size_t begin = cut.part(round, k), length = cut.part(round, k + 1) - begin;
-            const size_t offset = (cut.begin(round) + begin) * element;
-            transfer(at(out, offset), places[k] + offset, length * element);
-        }
     }
 
     Group& group;
@@ -111,8 +109,7 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
             Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
             co_await operation.until(free);
             if (round > 0 || place == 0) work.copy_in(round);
-            filled[round % 2] = round == 0 ? arrive(call, &place, sizeof(place)) : open(FILLED);
-            if (round > 0) contribute(filled[round % 2]);
+            filled[round % 2] = round == 0 ? arrive(call, &place, sizeof(place)) : say(FILLED);
         }
         if (round > 0 && round <= rounds) {
             const size_t i = round - 1;
@@ -127,16 +124,13 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
                 }
             }
             work.reduce_mine(i);
-            reduced[i % 2] = open(REDUCED);
-            contribute(reduced[i % 2]);
+            reduced[i % 2] = say(REDUCED);
         }
         if (round > 1) {
             Reached ready(*this, reduced[round % 2]);
             co_await operation.until(ready);
             work.copy_out(round - 2);
-            Step& drained = drained_[(round_ + round - 2) % Layout::kDepth];
-            drained = open(DRAINED);
-            contribute(drained);
+            drained_[(round_ + round - 2) % Layout::kDepth] = say(DRAINED);
         }
     }
     round_ += rounds;
@@ -147,8 +141,7 @@ Task Group::allreduce_in_place(Operation& operation, Allreduce& work, const std:
     for (size_t round = 0; round < work.cut.rounds + 1; ++round) {
         if (round < work.cut.rounds) {
             work.reduce_in_place(round, places);
-            reduced[round % 2] = open(REDUCED);
-            contribute(reduced[round % 2]);
+            reduced[round % 2] = say(REDUCED);
         }
         if (round > 0) {
             Reached ready(*this, reduced[(round - 1) % 2]);
@@ -156,7 +149,7 @@ Task Group::allreduce_in_place(Operation& operation, Allreduce& work, const std:
             work.pull(round - 1, places);
         }
     }
-    co_await read_by_all(operation);
+    co_await all_have(operation, DRAINED);  // each tensor is its user's again
 }
 
 }  // namespace pneumo

@@ -31,7 +31,7 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
             co_await settle(operation, place, places, [&] { fill(0, slot(rank_, round_)); });
             if (!places.empty()) {
                 direct(places);
-                co_await read_by_all(operation);
+                co_await all_have(operation, DRAINED);  // each tensor is its user's again
                 co_return;
             }
             continue;
@@ -41,9 +41,7 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
             co_await operation.until(full);
         }
         consume(round - 1, round_ + round - 1);
-        Step& drained = drained_[(round_ + round - 1) % Layout::kDepth];
-        drained = open(DRAINED);
-        contribute(drained);
+        drained_[(round_ + round - 1) % Layout::kDepth] = say(DRAINED);
     }
     round_ += rounds;
 }
@@ -54,17 +52,8 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
     return exchange(operation, call, rounds, filler, std::move(fill), std::move(consume), uint64_t{0}, direct);
 }
 
-Task Group::all_filled(Operation& operation) {
-    const Step filled = open(FILLED);
-    contribute(filled);
-    Reached all(*this, filled);
-    co_await operation.until(all);
-}
-
-Task Group::read_by_all(Operation& operation) {
-    const Step drained = open(DRAINED);
-    contribute(drained);
-    Reached all(*this, drained);
+Task Group::all_have(Operation& operation, Stage stage) {
+    Reached all(*this, say(stage));
     co_await operation.until(all);
 }
 

@@ -154,6 +154,12 @@ void Group::contribute(const Step& step) {
     if (step.count->fetch_add(1, std::memory_order_seq_cst) + 1 == step.full) ring_all();
 }
 
+Group::Step Group::say(Stage stage) {
+    const Step step = open(stage);
+    contribute(step);
+    return step;
+}
+
 void Group::ring_all() {
     for (int other = 0; other < size_; ++other) {
         if (other != rank_) members_[static_cast<size_t>(other)].doorbell->ring();
@@ -166,9 +172,7 @@ Group::Step Group::arrive(const Call& call, const void* data, size_t bytes) {
     static_assert(sizeof(Call) <= kLine && std::has_unique_object_representations_v<Call>);
     std::memcpy(mine, &call, sizeof(Call));
     if (bytes > 0) std::memcpy(mine + kLine, data, bytes);
-    const Step step = open(ARRIVED);
-    contribute(step);
-    return step;
+    return say(ARRIVED);
 }
 
 const std::byte* Group::announced(int rank) const { return small(rank) + kLine; }

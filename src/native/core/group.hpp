@@ -108,6 +108,8 @@ class Group final : public Communicator {
 
     Step open(Stage stage, int only = -1);
     void contribute(const Step& step);
+    /// Open the next step of a stage and contribute to it.
+    Step say(Stage stage);
     /// Announce a call, with up to one_shot_bytes of data that go with it.
     Step arrive(const Call& call, const void* data, size_t bytes);
     const std::byte* announced(int rank) const;
@@ -151,14 +153,12 @@ class Group final : public Communicator {
         if (read_places(places) || places.empty()) co_return;
         places.clear();
         if (place != 0) fill();
-        co_await all_filled(operation);
+        co_await all_have(operation, FILLED);
     }
     /// The places that all ranks have announced: whether all have one. Empty if nobody has.
     bool read_places(std::vector<const std::byte*>& places) const;
-    /// Say that this rank's slot is filled, and wait until all have.
-    Task all_filled(Operation& operation);
-    /// Say that this rank has read the others' tensors, and wait until all have: each is its user's again.
-    Task read_by_all(Operation& operation);
+    /// Say that this rank has come to a stage, and wait until all have.
+    Task all_have(Operation& operation, Stage stage);
 
     Engine& engine_;
     std::byte* memory_;

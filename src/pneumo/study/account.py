@@ -34,8 +34,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pneumo.study.breakdown import COMPUTE
 from pneumo.study.collectives import Durations, Faults, Floats
-from pneumo.study.ledger import COMPUTE, Blocked, Ledger
+from pneumo.study.ledger import Blocked, Ledger
 from pneumo.study.replay import WhatIf
 from pneumo.study.schema import Late, RunEntry
 from pneumo.study.statistics import Estimate, hodges_lehmann

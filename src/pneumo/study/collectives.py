@@ -87,10 +87,9 @@ class Faults:
     """What is wrong with a run's records; a run without faults has zeros and no examples.
 
     `lost`: records that a member of a group should have left, as others did: a collective that left none on any rank
-    cannot be seen; `doubled`: further records of the same collective on
-    the same rank (the first in the file counts); `stray`: records of no step of the run, or of no rank of it;
-    `silent_ranks`: ranks that were blocked in collectives and left no record of any. `examples` say where, the first
-    few of each.
+    cannot be seen; `doubled`: further records of the same collective on the same rank (the first in the file counts);
+    `stray`: records of no step of the run, or of no rank of it; `silent_ranks`: ranks that were blocked in collectives
+    and left no record of any. `examples` say where, the first few of each.
     """
 
     lost: int = 0

@@ -31,6 +31,7 @@ class Explainer:
         self._folder, self._chosen, self._replay = folder, references, replay
         self._entries = {entry.run: entry for entry in run.runs}
         self._named = injected(run.config)
+        self._latest: tuple[int, Columns] | None = None
         self._made: dict[tuple[int, str], Reference | None] = {}
 
     def account(self, entry: RunEntry, kind: str = "train") -> Account | None:
@@ -38,7 +39,7 @@ class Explainer:
 
         Against its reference over the blocks that both have, without one over all blocks that are timed.
         """
-        of_run = breakdown.all_steps(self._folder, entry.run)
+        of_run = self._steps_of(entry.run)
         rows = self._timed(of_run, entry, kind)
         reference = self._reference(self._chosen.get(entry.run), kind)
         shared = set(rows["block"].tolist()) & set(reference.ledger.blocks if reference else ())
@@ -79,6 +80,13 @@ class Explainer:
         found = late(groups, laid, Clocks.of(rows, (keys.step.size, entry.ranks)))
         return found, what_if(groups, laid, Delays.of(rows, laid)) if self._replay else None
 
+    def _steps_of(self, run: int) -> Columns:
+        """All steps of a run, kept until another run's are asked for: the kinds of one are asked for in turn."""
+        if self._latest is None or self._latest[0] != run:
+            self._latest = None  # not two at a time: they may be millions of rows
+            self._latest = run, breakdown.all_steps(self._folder, run)
+        return self._latest[1]
+
     def _timed(self, steps: Columns, entry: RunEntry, kind: str) -> Columns:
         rows = breakdown.of_kind(steps, kind)
         return breakdown.timed(rows, entry) if kind == "train" else select(rows, ~rows["warmup"].astype(bool))
@@ -88,7 +96,7 @@ class Explainer:
             return None
         if (run, kind) not in self._made:
             entry = self._entries[run]
-            of_run = breakdown.all_steps(self._folder, run)
+            of_run = self._steps_of(run)
             rows = self._timed(of_run, entry, kind)
             if rows["block"].size:
                 alone = select(of_run, np.isin(of_run["kind"], ALONE) & (kind == "train"))

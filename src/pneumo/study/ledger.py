@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumo.study.breakdown import COMPUTE
 from pneumo.study.collectives import UNKNOWN, Floats, Group, Ints, split
 from pneumo.study.schema import PHASES
 from pneumo.study.timeline import ALONE, Waits
@@ -13,7 +14,6 @@ from pneumo.study.timeline import ALONE, Waits
 if TYPE_CHECKING:
     from pneumo.study.breakdown import Columns
 
-COMPUTE = ("forward", "backward", "optimizer")
 IDLE = ("begins late", "ends early", "between steps", *ALONE)
 
 

@@ -26,7 +26,7 @@ def explain(folder: Path, run: RunFile, summary: Summary) -> dict[str, dict[int,
     reference = {row.run: _reference(row, summary) for row in summary.rows}
     explainer = Explainer(folder, run, {k: v for k, v in reference.items() if v is not None}, replay=True)
     entries = {entry.run: entry for entry in run.runs}
-    made = {(kind, row.run): explainer.account(entries[row.run], kind) for kind in KINDS for row in summary.rows}
+    made = {(kind, row.run): explainer.account(entries[row.run], kind) for row in summary.rows for kind in KINDS}
     return {kind: {k[1]: found for k, found in made.items() if found and k[0] == kind} for kind in KINDS}
 
 

@@ -61,6 +61,17 @@ def fsdp_steps(model: Any, optimizer: Any, ranks: Ranks, steps: Sequence[int], a
     return losses
 
 
+def beside_gloo(ranks: Ranks, plan: Plan, losses: list[float], state: State) -> dict[str, Any]:
+    """Train by the plan with DDP over Gloo, and compare with the losses and the state of a training over pneumo."""
+    expected, before, after = train(plan, ranks, ranks.gloo)
+    return {
+        "losses": {"pneumo": losses, "gloo": expected},
+        "difference": distance(state, after),
+        "still": still(before, state),
+        "digest": digest(state),
+    }
+
+
 def against_ddp(ranks: Ranks, mesh: Any, prepare: Callable[[Any], None] | None = None, **how: Any) -> dict[str, Any]:
     """Train with FSDP2 over pneumo on a mesh, and with DDP over Gloo."""
     accumulate = how.pop("accumulate", 1)
@@ -69,14 +80,7 @@ def against_ddp(ranks: Ranks, mesh: Any, prepare: Callable[[Any], None] | None =
         prepare(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.5)
     losses = fsdp_steps(model, optimizer, ranks, range(5), accumulate)
-    expected, before, after = train(Plan(blocks, accumulate=accumulate), ranks, ranks.gloo)
-    state = full(model)
-    return {
-        "losses": {"pneumo": losses, "gloo": expected},
-        "difference": distance(state, after),
-        "still": still(before, state),
-        "digest": digest(state),
-    }
+    return beside_gloo(ranks, Plan(blocks, accumulate=accumulate), losses, full(model))
 
 
 def line(ranks: Ranks) -> Any:
@@ -124,14 +128,7 @@ def fsdp_with_a_divisor(ranks: Ranks) -> dict[str, Any]:
     prepare(model)
     optimizer = torch.optim.SGD(model.parameters(), 0.1 * (ranks.size + 1) / ranks.size, momentum=0.5)
     losses = fsdp_steps(model, optimizer, ranks, range(5))
-    expected, before, after = train(Plan(blocks), ranks, ranks.gloo)
-    state = full(model)
-    return {
-        "losses": {"pneumo": losses, "gloo": expected},
-        "difference": distance(state, after),
-        "still": still(before, state),
-        "digest": digest(state),
-    }
+    return beside_gloo(ranks, Plan(blocks), losses, full(model))
 
 
 @case
