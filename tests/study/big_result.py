@@ -97,21 +97,23 @@ def _steps(
 
 
 SUMMARIZE = """
-import resource, sys, time
+import sys, time
 from pathlib import Path
-from typing import Any
 from pneumo.study.summary import summarize
 start = time.perf_counter()
 row = summarize(Path(sys.argv[1])).rows[1]
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(f"{time.perf_counter() - start:.1f} {peak:.2f}")
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(f"{time.perf_counter() - start:.1f} {int(status['VmHWM'].split()[0]) / 2**20:.2f}")
 print(f"peer wait {row.loss['peer_wait']:.1f}, transfer {row.loss['transfer']:.1f}, late {len(row.late)}",
       f"residual {row.residual_fraction:+.5f}", file=sys.stderr)
 """
 
 
 def measure(path: Path) -> tuple[float, float]:
-    """Summarize a result in a process of its own; returns its seconds, without imports, and its peak memory in GiB."""
+    """Summarize a result in a process of its own; returns its seconds, without imports, and its peak memory in GiB.
+
+    The peak is the kernel's VmHWM: getrusage's ru_maxrss survives execve(), and would be that of who starts it.
+    """
     done = subprocess.run([sys.executable, "-c", SUMMARIZE, str(path)], check=True, stdout=subprocess.PIPE, text=True)
     seconds, gib = map(float, done.stdout.split())
     return seconds, gib

@@ -126,10 +126,10 @@ def test_validation_is_printed_beside_the_training(screen: Console, tmp_path: Pa
     assert re.search(r"^ddp gloo 2 validate +-?\d", printed(screen, path), re.M)
 
 
-def test_a_big_result_takes_seconds(tmp_path: Path) -> None:
-    """64 ranks, 100 steps of 10 collectives; tests/study/big_result.py makes it a thousand ranks and steps."""
+def test_ten_times_the_steps_take_at_most_ten_times_as_long(tmp_path: Path) -> None:
+    """64 ranks, 10 collectives a step; tests/study/big_result.py makes it a thousand ranks and a thousand steps."""
     import big_result
 
-    seconds, gib = big_result.measure(big_result.write(tmp_path, 64, 100, 10))
-    assert seconds < 20
-    assert gib < 1
+    few, many = (big_result.measure(big_result.write(tmp_path / str(n), 64, n, 10)) for n in (100, 1000))
+    assert many[0] < 10 * few[0]
+    assert many[1] < 1
