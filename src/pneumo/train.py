@@ -122,6 +122,7 @@ class Training:
         self._backend.model.train()
         peak.begin()
         self.comm.Barrier()
+        self._recorder.drop()
         with self._disturbance.neighbour():
             for step in range(self.next_step, self.next_step + count):
                 images, loss = self._step(step)

@@ -18,6 +18,7 @@ constexpr milliseconds kExamine{100}, kExamineDeeply{500};
 }  // namespace
 
 void Operation::start() {
+    life->started = now_ns();
     deadline_ = timeout_.count() > 0 ? Clock::now() + timeout_ : Clock::time_point::max();
     task_ = body_(*this);
     resume_point_ = task_.handle_;
@@ -32,6 +33,7 @@ bool Operation::advance() {
 
 void Operation::end(std::exception_ptr error) {
     error_ = std::move(error);
+    life->ended = now_ns();
     waiting_ = nullptr;
     task_ = Task();
     body_ = nullptr;  // frees what it captured

@@ -14,6 +14,11 @@ namespace pneumo {
 
 using Clock = std::chrono::steady_clock;
 
+/// The present moment in ns of CLOCK_MONOTONIC.
+inline int64_t now_ns() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+}
+
 /// Sleep while `word` holds `expected`, at most `timeout`; may return early without a reason. Works between processes.
 inline void futex_wait(std::atomic<uint32_t>& word, uint32_t expected, std::chrono::nanoseconds timeout) {
     if (timeout.count() <= 0) return;

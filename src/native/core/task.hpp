@@ -92,6 +92,11 @@ struct Patience {
     bool yields = false;  // between looks the core is offered to others: there are more ranks than cores
 };
 
+/// When an operation's turn came and when it ended, in ns of CLOCK_MONOTONIC; 0: not yet.
+struct Life {
+    std::atomic<int64_t> started{0}, ended{0};
+};
+
 /// Operations that must run one after the other in the order of their submission: those of one group.
 struct Lane;
 
@@ -127,6 +132,8 @@ class Operation {
     std::exception_ptr error() const { return error_; }
     std::chrono::milliseconds timeout() const { return timeout_; }
     Patience patience;
+    /// For who keeps a record of it: what is left when the operation and all that it holds are gone.
+    const std::shared_ptr<Life> life = std::make_shared<Life>();
     /// What must live as long as the operation, above all its lane.
     std::shared_ptr<void> owner;
     /// Called by the engine, with its role: makes the end visible; true if `completed` has to be called afterwards.

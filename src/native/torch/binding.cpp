@@ -2,11 +2,13 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>
 
-#include <chrono>
+#include <pybind11/chrono.h>
+#include <torch/csrc/DynamicTypes.h>
 
 #include "../core/node.hpp"
 #include "../reduce/reduce.hpp"
 #include "backend.hpp"
+#include "recorder.hpp"
 
 namespace py = pybind11;
 
@@ -22,6 +24,32 @@ c10::intrusive_ptr<PneumoBackend> create(const c10d::DistributedBackendOptions& 
                                               timeout);
 }
 
+const char* name(c10d::HookOpName op) {
+    constexpr const char* kNames[] = {"send",           "recv",     "broadcast", "allreduce", "reduce", "allgather",
+                                      "reduce_scatter", "alltoall", "barrier",   "scatter",   "gather"};
+    return op < c10d::HookOpName::SPLIT ? kNames[static_cast<int>(op)] : "unknown";
+}
+
+/// A record as Python reads it: None where nothing is known.
+py::tuple as_tuple(const pneumo::Record& record) {
+    const auto stamp = [](int64_t ns) { return ns != 0 ? py::object(py::int_(ns)) : py::object(py::none()); };
+    py::object dtype = py::none();
+    if (record.dtype)
+        dtype = py::reinterpret_borrow<py::object>(reinterpret_cast<PyObject*>(torch::getTHPDtype(*record.dtype)));
+    const bool told = static_cast<bool>(record.life);
+    return py::make_tuple(name(record.op), dtype, record.bytes, record.sequence,
+                          record.peer >= 0 ? py::object(py::int_(record.peer)) : py::object(py::none()),
+                          record.enqueued, stamp(told ? record.life->started.load() : 0),
+                          stamp(told ? record.life->ended.load() : record.finished.load()), stamp(record.wait_begin),
+                          stamp(record.wait_end));
+}
+
+py::list take(pneumo::Recorder& recorder) {
+    py::list found;
+    for (const auto& record : recorder.take()) found.append(as_tuple(*record));
+    return found;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -30,6 +58,18 @@ PYBIND11_MODULE(_native, module) {
     py::class_<PneumoBackend, c10::intrusive_ptr<PneumoBackend>, c10d::Backend>(module, "PneumoBackend");
     module.def("create", &create, py::arg("options"), py::arg("backend_options") = py::none(),
                "Make the backend of one process group; collective.");
+    py::class_<pneumo::Recorder, std::shared_ptr<pneumo::Recorder>>(module, "Recorder")
+        .def_static("attach", &pneumo::Recorder::attach, py::arg("group"), "Begin to record a group's calls.")
+        .def("detach", &pneumo::Recorder::detach, "End it; what was not taken is gone.")
+        .def(
+            "take", &take,
+            "Tuples (op, dtype, bytes, sequence, peer, enqueued, started, finished, wait_begin, wait_end) of the calls "
+            "since the last time; stamps in ns, None where nothing is known.");
+    const py::object work = py::module_::import("torch._C._distributed_c10d").attr("Work");
+    module.attr("timed_wait") =
+        py::cpp_function(&pneumo::timed_wait, py::name("wait"), py::is_method(work), py::arg("timeout") = kNoTimeout,
+                         py::call_guard<py::gil_scoped_release>(),
+                         py::doc("torch.distributed.Work.wait, noted in the record of the call."));
     module.def("simd_level", &pneumo::simd_level, "The instructions that reductions use on this machine.");
     module.def(
         "use_mpi",

@@ -27,6 +27,8 @@ class Work final : public c10d::Work {
     uint64_t getSequencenumber() const override { return sequence_; }
     std::chrono::milliseconds getTimeout() const override { return operation_->timeout(); }
 
+    std::shared_ptr<const Life> life() const { return operation_->life; }
+
     std::shared_ptr<int> source;                 // of a receive, set by it
     std::vector<std::vector<at::Tensor>> lists;  // the Future's value where it is a list of lists, as Gloo has it
 

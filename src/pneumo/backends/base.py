@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pneumo.comm.records import GroupRecords
 from pneumo.timing.record import Recorder
 
 MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
@@ -26,12 +27,14 @@ class Backend(ABC):
     """One way to train one model on the ranks of a place.
 
     Gradients are *summed* over the ranks, never averaged: the loop divides each rank's loss by the weight of the whole
-    global batch, so uneven and empty shares are exact. A backend hands its collectives and the main thread's waits to
-    the recorder and never reads the clock for the phases itself.
+    global batch, so uneven and empty shares are exact. A backend tells the recorder when the main thread is blocked
+    and never reads the clock for the phases itself; its collectives are recorded by the process group's hooks.
     """
 
     def __init__(self, place: Place, recorder: Recorder) -> None:
         self.place, self.recorder = place, recorder
+        self._records = GroupRecords(place.group, f"{place.group.size()} ranks") if place.group is not None else None
+        recorder.source = self._records
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
 
@@ -48,11 +51,15 @@ class Backend(ABC):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def pause(self) -> None:  # noqa: B027 -- nothing to do is the usual case, here and below
+    def pause(self) -> None:
         """Give back what other trainings of this world need while this one sleeps."""
+        if self._records is not None:
+            self._records.detach()
 
-    def resume(self) -> None:  # noqa: B027
+    def resume(self) -> None:
         """Undo `pause`; also called before `prepare`."""
+        if self._records is not None:
+            self._records.attach()
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """Return the whole model's parameters and buffers on every rank; collective where they are sharded."""
@@ -63,7 +70,7 @@ class Backend(ABC):
         """The model without a wrapper around it: names in it are those of a serial model."""
         return self.model
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:  # noqa: B027 -- nothing to do is the usual case
         """Free what the backend holds beyond its tensors."""
 
 

@@ -1,6 +1,6 @@
 """PyTorch's DistributedDataParallel over a c10d process group."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pneumo.backends.base import Backend, MakeOptimizer
-from pneumo.timing.record import Collective
 
 
 class Ddp(Backend):
@@ -19,7 +18,6 @@ class Ddp(Backend):
         wrapped = DistributedDataParallel(model, process_group=self.place.group, gradient_as_bucket_view=True)
         wrapped.register_comm_hook(None, self._sum_bucket)
         self.model, self.optimizer = wrapped, make_optimizer(wrapped.parameters())
-        self._pending: list[Collective] = []
 
     @property
     def module(self) -> nn.Module:
@@ -32,18 +30,10 @@ class Ddp(Backend):
         bucket: dist.GradBucket,  # type: ignore[name-defined]  # DDP insists on this very annotation
     ) -> torch.futures.Future[torch.Tensor]:
         """Sum one bucket over the ranks; DDP's own hook divides by their number, the loop has divided already."""
-        buffer = bucket.buffer()
-        call = self.recorder.enqueue("allreduce", buffer, f"{self.place.group.size()} ranks")
-        self._pending.append(call)
-        future = dist.all_reduce(buffer, group=self.place.group, async_op=True).get_future()
-
-        def finished(done: Any) -> torch.Tensor:
-            # Runs in the library's thread at completion: DDP waits for this future and never for the Work.
-            self.recorder.finish(call)
-            value: torch.Tensor = done.value()[0]
-            return value
-
-        return future.then(finished)
+        work = dist.all_reduce(bucket.buffer(), group=self.place.group, async_op=True)
+        self.recorder.mark()
+        future: torch.futures.Future[torch.Tensor] = self.recorder.tensor_of(work.get_future())
+        return future
 
     def backward(self, loss: torch.Tensor) -> None:
         """Run the backward pass; returns when all buckets have been summed.
@@ -52,5 +42,4 @@ class Ddp(Backend):
         wait: for bucket i from the later of that moment and the end of bucket i - 1 until it is complete.
         """
         super().backward(loss)
-        calls, self._pending = self._pending, []
-        self.recorder.waited_in_order(calls)
+        self.recorder.waited()

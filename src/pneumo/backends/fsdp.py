@@ -59,20 +59,20 @@ class _Allocate:
 
 
 class _TimedAllGather(_Allocate, AllGather):
-    """FSDP2's all-gather with a record of it; blocking on CPU, as FSDP2 calls it there."""
+    """FSDP2's all-gather, timed; blocking on CPU, as FSDP2 calls it there."""
 
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
     ) -> dist.Work | None:
-        with self.recorder.blocking("allgather", output_tensor, f"{group.size()} ranks"):
+        with self.recorder.blocking():
             return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
 
 
 class _TimedReduceScatter(_Allocate, ReduceScatter):
-    """FSDP2's reduce-scatter with a record of it."""
+    """FSDP2's reduce-scatter, timed."""
 
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
     ) -> dist.Work | None:
-        with self.recorder.blocking("reduce_scatter", input_tensor, f"{group.size()} ranks"):
+        with self.recorder.blocking():
             return dist.reduce_scatter_single(output_tensor, input_tensor, op=op, group=group, async_op=async_op)

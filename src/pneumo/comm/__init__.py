@@ -19,7 +19,7 @@ import torch.distributed as dist
 from pneumo.comm import rendezvous
 from pneumo.errors import PneumoError
 
-__all__ = ["missing", "register", "simd_level"]
+__all__ = ["missing", "native", "register", "simd_level"]
 
 _native: Any = None
 _why = ""
@@ -34,6 +34,11 @@ def missing() -> str | None:
     return (
         f"the native layer is not built or does not load ({_why}); run ./launch/setup.sh" if _native is None else None
     )
+
+
+def native() -> Any:
+    """The compiled module; None where it is not built."""
+    return _native
 
 
 def register() -> None:

@@ -1,12 +1,15 @@
-"""Records of collectives, and of the main thread's waits for them, as the backends report them."""
+"""Records of collectives, and of the main thread's waits for them: what the backends report, joined step by step."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter_ns, sleep
-from typing import Any
+from typing import Any, Protocol
 
 from pneumo.timing.clock import Stamp
+
+UNTOLD = "started between enqueued and finished"
+RETURNED = "finished is the return of the blocking call"
 
 
 @dataclass(slots=True)
@@ -25,79 +28,124 @@ class Collective:
     wait_end_ns: int | None = None
     bound: str | None = None
 
+    def bounded(self, how: str) -> None:
+        """Note how a stamp was obtained that the library does not tell."""
+        self.bound = how if self.bound is None else f"{self.bound}; {how}"
+
+
+class Source(Protocol):
+    """Whoever sees the collectives of a training: a process group's hooks, a probe of MPI."""
+
+    def take(self) -> list[Collective]:
+        """Return what was issued since the last call, in order."""
+
 
 @dataclass(slots=True)
 class Recorder:
-    """Numbers the collectives of a training and keeps them and the waits until the loop takes them after each step."""
+    """Keeps the collectives of a training and the main thread's waits until the loop takes them after each step.
+
+    The collectives come from `source`; the waits from who knows when the main thread is blocked: the backend.
+    """
 
     now: Callable[[], Stamp]
     delay_s: float = 0.0  # injected into the transport, once a step
+    source: Source | None = None
     _delayed: bool = False
-    _seq: int = 0
-    _enqueued: Stamp | None = None
+    _marks: int = 0
+    _late_ns: dict[int, int] = field(default_factory=dict)
     _collectives: list[Collective] = field(default_factory=list)
     _waits: list[tuple[Stamp, Stamp]] = field(default_factory=list)
+    _mark: Stamp | None = None
 
-    def enqueue(self, op: str, tensor: Any, group: str) -> Collective:
-        """Note that the main thread hands a collective over a tensor to the library now."""
-        self._enqueued = self.now()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        size = tensor.numel() * tensor.element_size()
-        call = Collective(self._seq, op, dtype, size, group, self._enqueued.wall_ns)
-        self._seq += 1
-        self._collectives.append(call)
-        return call
+    def collect(self) -> list[Collective]:
+        """Return what the source has seen since the last time; it belongs to this step."""
+        found = self.source.take() if self.source is not None else []
+        self._collectives += found
+        return found
 
-    def finish(self, call: Collective) -> None:
-        """Note that a collective is complete; any thread may say so."""
-        self._delay()
-        call.finished_ns = perf_counter_ns()
+    def mark(self) -> None:
+        """The main thread has issued a collective, or begins to wait: from the last mark on it may be blocked."""
+        self._marks += 1
+        self._mark = self.now()
+
+    def tensor_of(self, future: Any) -> Any:
+        """The tensor of the collective that was marked last, as a future; late by what is injected into the transport.
+
+        DDP waits for this future, and it wants a tensor in it where c10d has a list of one.
+        """
+        number = self._marks - 1
+
+        def unpacked(done: Any) -> Any:
+            if self.delay_s and not self._delayed:
+                self.delay()
+                self._late_ns[number] = perf_counter_ns()
+            return done.value()[0]
+
+        return future.then(unpacked)
+
+    def waited(self, *, to_the_end: bool = False) -> None:
+        """The main thread has been blocked since the last mark on what was collected, one call after the other.
+
+        For call i from the later of the mark and the end of call i - 1, until it was finished. `to_the_end`: what is
+        left until now was a wait for the last one too, and not work.
+        """
+        calls, returned, begin = self.collect(), self.now(), self._mark
+        if not calls:
+            return
+        assert begin is not None, "a wait begins with a mark"
+        order = sorted(range(len(calls)), key=lambda i: self._finish_of(calls[i], i, returned))
+        for i in order:
+            call = calls[i]
+            end = max(begin.wall_ns, self._finish_of(call, i, returned))
+            if to_the_end and i == order[-1] and (end > begin.wall_ns or self._delayed):
+                end = returned.wall_ns
+            call.wait_begin_ns, call.wait_end_ns = begin.wall_ns, end
+            if i in self._late_ns:
+                call.finished_ns = self._late_ns[i]
+            call.bounded("blocked since the last issue or the end of the call before")
+            stop = Stamp(end, returned.cpu_ns, returned.delay_ns)
+            if end > begin.wall_ns:
+                self._waits.append((begin, stop))
+                begin = stop
+
+    def _finish_of(self, call: Collective, number: int, returned: Stamp) -> int:
+        """When a call was over for the main thread: a stamp taken later than the return of its wait is late itself."""
+        finished = self._late_ns.get(number) or call.finished_ns or returned.wall_ns
+        return min(finished, returned.wall_ns)
 
     @contextlib.contextmanager
-    def waiting(self, call: Collective) -> Iterator[None]:
-        """The main thread waits for the collective while it is inside."""
+    def blocking(self) -> Iterator[None]:
+        """The main thread is blocked in the collectives that are issued inside; it arrives when it comes here."""
         begin = self.now()
         yield
-        self._delay()
+        self.delay()
         end = self.now()
-        call.wait_begin_ns, call.wait_end_ns = begin.wall_ns, end.wall_ns
-        if call.finished_ns is None:
-            call.bound = "finished between enqueued and wait_end; the library does not tell when"
+        calls = self.collect()
         self._waits.append((begin, end))
+        for i, call in enumerate(calls):
+            if i == 0:
+                call.enqueued_ns = begin.wall_ns
+            call.wait_begin_ns = begin.wall_ns if i == 0 else calls[i - 1].wait_end_ns
+            call.wait_end_ns = end.wall_ns if i == len(calls) - 1 else call.finished_ns or call.wait_end_ns
+            if call.finished_ns is None:
+                call.finished_ns = call.wait_end_ns
+                call.bounded(RETURNED)
 
-    @contextlib.contextmanager
-    def blocking(self, op: str, tensor: Any, group: str) -> Iterator[None]:
-        """A collective that runs while the main thread is inside."""
-        call = self.enqueue(op, tensor, group)
-        with self.waiting(call):
-            yield
-        call.finished_ns = call.wait_end_ns
-        call.bound = "finished is the return of the blocking call"
-
-    def _delay(self) -> None:
+    def delay(self) -> None:
+        """Sleep, the first time in a step, as long as is injected into the transport."""
         if self.delay_s and not self._delayed:
             self._delayed = True
             sleep(self.delay_s)
 
-    def waited_in_order(self, calls: Sequence[Collective]) -> None:
-        """The main thread has just been blocked on these calls, one after the other, since it enqueued the last."""
-        if not calls:
-            return
-        assert self._enqueued is not None
-        returned, begin = self.now(), self._enqueued
-        for call in calls:
-            # A callback that has not run yet cannot be later than the return of the wait that depends on it.
-            finished = min(call.finished_ns or returned.wall_ns, returned.wall_ns)
-            end = max(begin.wall_ns, finished)
-            call.wait_begin_ns, call.wait_end_ns = begin.wall_ns, end
-            call.bound = "wait from the last enqueue; started unknown"
-            stop = Stamp(end, returned.cpu_ns, returned.delay_ns)
-            self._waits.append((begin, stop))
-            begin = stop
-
     def take(self) -> tuple[list[Collective], list[tuple[Stamp, Stamp]]]:
         """Return what was recorded since the last call: collectives, and waits in order, free of overlaps."""
-        self._delayed = False
+        self.collect()
+        self._delayed, self._marks = False, 0
+        self._late_ns.clear()
         taken = self._collectives, self._waits
         self._collectives, self._waits = [], []
         return taken
+
+    def drop(self) -> None:
+        """Forget what belongs to no step: a model's first broadcast, say."""
+        self.take()
