@@ -1,8 +1,8 @@
 """The training loop. There is one, for every model and backend."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,10 +32,11 @@ FIRST_SHARE = 1 << 32  # what the steps of shares are numbered from, beyond all 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one rank brings back from a block: rows of steps.parquet and collectives.parquet."""
+    """What one rank brings back from a block: rows of steps.parquet, collectives.parquet and spans.parquet."""
 
-    steps: list[Row]
-    collectives: list[Row]
+    steps: list[Row] = field(default_factory=list)
+    collectives: list[Row] = field(default_factory=list)
+    spans: list[Row] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +117,17 @@ class Training:
         self._backend.prepare(model, self._task.optimizer)
         self._prepared = True
 
-    def advance(self, block: int, count: int, *, warmup: bool) -> Block:
-        """Train `count` steps; on the ranks of this run. They begin together."""
-        peak, rows = PeakMemory(), Block([], [])
+    def advance(self, block: int, count: int, *, warmup: bool, sampled: Collection[int] = ()) -> Block:
+        """Train `count` steps, those `sampled` (from 0) leaving spans; on this run's ranks. They begin together."""
+        peak, rows = PeakMemory(), Block()
         self._backend.model.train()
         peak.begin()
         self.comm.Barrier()
         with self._disturbance.neighbour():
             for step in range(self.next_step, self.next_step + count):
                 images, loss = self._step(step)
-                self._end_step(rows, step, block, kind="train", warmup=warmup, images=images, loss=loss)
+                keep = step - self.next_step in sampled
+                self._end_step(rows, step, block, kind="train", warmup=warmup, images=images, loss=loss, sampled=keep)
         self.next_step += count
         if not warmup:
             self._peak_bytes = max(self._peak_bytes, peak.end())
@@ -163,17 +165,22 @@ class Training:
         images: int,
         loss: float | None = None,
         warmup: bool = False,
+        sampled: bool = False,
     ) -> None:
         """End the clock's step, and add its row and those of its collectives."""
         whole, spans, helpers_cpu_ns = self._clock.end()
         calls, waits = self._recorder.take()
-        where = {"run": self.run.run, "block": block, "rank": self.comm.rank, "step": step}
+        mine = {"run": self.run.run, "rank": self.comm.rank, "step": step}
+        where = mine | {"block": block}
         row: Row = {**where, "kind": kind, "warmup": warmup, "images": images, "loss": loss}
         row |= {"begin_ns": whole.begin.wall_ns, "wall_ns": whole.end.wall_ns - whole.begin.wall_ns}
-        for phase, (wall, cpu, delay) in carve(whole, spans, waits).items():
+        intervals, phases = carve(whole, spans, waits)
+        for phase, (wall, cpu, delay) in phases.items():
             row |= {f"{phase}_ns": wall, f"{phase}_cpu_ns": cpu, f"{phase}_delay_ns": delay}
         rows.steps.append(row | {"helpers_cpu_ns": helpers_cpu_ns})
         rows.collectives.extend({**where, "backend": self.run.comm, **asdict(call)} for call in calls)
+        if sampled:
+            rows.spans.extend({**mine, "phase": phase, "begin_ns": a, "end_ns": b} for phase, a, b in intervals)
 
     def _on_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._backend.place.device
@@ -186,7 +193,7 @@ class Training:
         rank computed. Every image is answered once; all ranks take part in the same number of batches.
         """
         self._backend.model.eval()
-        rows = Block([], [])
+        rows = Block()
         answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         step = self.next_step
         with torch.no_grad():
@@ -265,7 +272,7 @@ class Shares(Training):
 
     def time(self, block: int, *, warmup: bool) -> Block:
         """Train SHARE_STEPS steps of each size; within the serial run's `awake`, after its own steps of a block."""
-        rows = Block([], [])
+        rows = Block()
         self._prepare()
         self._backend.model.train()
         for loader in self._loaders:

@@ -109,7 +109,7 @@ class ResultFolder:
         self._add("collectives", rows)
 
     def add_spans(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows of spans.parquet: one for each interval of a sampled step."""
+        """Add rows of spans.parquet: one for each interval of a sampled step (see `schema.Sampling`)."""
         self._add("spans", rows)
 
     def add_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
