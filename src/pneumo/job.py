@@ -145,10 +145,10 @@ class Job:
         return took
 
     def _keep(self, training: "Training", rows: "Block") -> None:
-        for found in training.comm.gather(rows) or ():
+        for rank, found in enumerate(training.comm.gather(rows) or ()):
             self._results.add_steps(found.steps)
             self._results.add_collectives(found.collectives)
-            self._results.add_spans(found.spans)
+            self._results.add_spans(found.spans(training.run.run, rank))
 
     def _evaluate(self, training: "Training", block: int) -> None:
         with training.awake():
@@ -270,6 +270,7 @@ class Job:
         from pneumo.study.results import write_atomic
         from pneumo.study.summary import summarize
         from pneumo.study.tables import make_console, show
+        from pneumo.study.trace import write_trace
 
         self._results.flush()
         self.write_run("done")
@@ -282,6 +283,8 @@ class Job:
                 "weak scaling: all runs made the same number of steps, so k ranks trained for k times the epochs of "
                 "one: accuracy and AUC compare unequal trainings"
             )
+        if self._study.trace:
+            self._say(f"open the trace in ui.perfetto.dev: {write_trace(self._results.path)}")
         if self._command.json:
             write_atomic(self._command.json, (self._results.path / "summary.json").read_bytes())
 

@@ -19,7 +19,7 @@ from pneumo.errors import PneumoError
 from pneumo.inject import Disturbance
 from pneumo.plan import Run
 from pneumo.process import PeakMemory
-from pneumo.timing.breakdown import carve
+from pneumo.timing.breakdown import Interval, carve
 from pneumo.timing.clock import StepClock, ThreadStamps
 from pneumo.timing.record import Recorder
 from pneumo.world import World
@@ -32,11 +32,16 @@ FIRST_SHARE = 1 << 32  # what the steps of shares are numbered from, beyond all 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one rank brings back from a block: rows of steps.parquet, collectives.parquet and spans.parquet."""
+    """What one rank brings back: rows of steps.parquet and collectives.parquet, and of sampled steps the intervals."""
 
     steps: list[Row] = field(default_factory=list)
     collectives: list[Row] = field(default_factory=list)
-    spans: list[Row] = field(default_factory=list)
+    intervals: dict[int, list[Interval]] = field(default_factory=dict)
+
+    def spans(self, run: int, rank: int) -> list[Row]:
+        """Rows of spans.parquet; made here, and not while the ranks are in the midst of a block."""
+        found = [(run, rank, step, *interval) for step, intervals in self.intervals.items() for interval in intervals]
+        return [dict(zip(("run", "rank", "step", "phase", "begin_ns", "end_ns"), row, strict=True)) for row in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,7 @@ class Training:
         self._prepared = True
 
     def advance(self, block: int, count: int, *, warmup: bool, sampled: Collection[int] = ()) -> Block:
-        """Train `count` steps, those `sampled` (from 0) leaving spans; on this run's ranks. They begin together."""
+        """Train `count` steps, keeping the intervals of those `sampled` (from 0); all ranks begin together."""
         peak, rows = PeakMemory(), Block()
         self._backend.model.train()
         peak.begin()
@@ -170,8 +175,7 @@ class Training:
         """End the clock's step, and add its row and those of its collectives."""
         whole, spans, helpers_cpu_ns = self._clock.end()
         calls, waits = self._recorder.take()
-        mine = {"run": self.run.run, "rank": self.comm.rank, "step": step}
-        where = mine | {"block": block}
+        where = {"run": self.run.run, "block": block, "rank": self.comm.rank, "step": step}
         row: Row = {**where, "kind": kind, "warmup": warmup, "images": images, "loss": loss}
         row |= {"begin_ns": whole.begin.wall_ns, "wall_ns": whole.end.wall_ns - whole.begin.wall_ns}
         intervals, phases = carve(whole, spans, waits)
@@ -180,7 +184,7 @@ class Training:
         rows.steps.append(row | {"helpers_cpu_ns": helpers_cpu_ns})
         rows.collectives.extend({**where, "backend": self.run.comm, **asdict(call)} for call in calls)
         if sampled:
-            rows.spans.extend({**mine, "phase": phase, "begin_ns": a, "end_ns": b} for phase, a, b in intervals)
+            rows.intervals[step] = intervals
 
     def _on_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._backend.place.device

@@ -73,6 +73,7 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
     saved = list((folder / "checkpoints").glob("*.safetensors"))
     assert len(saved) == len(run["runs"])
     assert "Results: " in done.stdout
+    assert not (folder / "trace.json.gz").exists()
 
 
 def check_spans(spans: pd.DataFrame, timed: pd.DataFrame, most: int) -> None:
