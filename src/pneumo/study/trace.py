@@ -127,7 +127,7 @@ class _Tracks:
     def process(self, entry: RunEntry) -> None:
         """Name the process of a run."""
         comm = "" if entry.comm == "none" else f"/{entry.comm}"
-        threads = f", {entry.threads} threads each" if entry.threads > 1 else ""
+        threads = f" x {entry.threads} threads" if entry.threads > 1 else ""
         name = f"{entry.backend}{comm}, {entry.ranks} rank{'s' if entry.ranks > 1 else ''}{threads}"
         self._name({"pid": entry.run + 1}, "process", name, entry.run)
 
