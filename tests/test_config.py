@@ -50,6 +50,16 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path) -> No
     study = command.study
     assert (study.ranks, study.blocks, study.strict, study.study) == ((1, 2), 4, False, "small")
     assert (study.backends, study.seed) == (("serial", "ddp"), 0)
+    assert not study.trace
+
+
+@pytest.mark.parametrize(("argv", "expected"), [([], True), (["--no-trace"], False)])
+def test_a_trace_is_asked_for_by_flag_or_file(tmp_path: Path, argv: list[str], expected: bool) -> None:
+    toml = tmp_path / "small.toml"
+    toml.write_text("trace = true\n")
+    command = parse([str(toml), *argv])
+    assert command is not None
+    assert command.study.trace is expected
 
 
 def test_the_value_of_a_flag_is_never_the_file(tmp_path: Path) -> None:

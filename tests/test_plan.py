@@ -8,6 +8,7 @@ import pytest
 from pneumo import plan
 from pneumo.config import Study
 from pneumo.errors import Refused
+from pneumo.study.schema import Sampling
 
 
 @pytest.fixture(autouse=True)
@@ -171,3 +172,18 @@ def test_planning_imports_no_torch_so_that_threads_can_be_limited_before_it() ->
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("steps", "most", "expected"), [(3, 8, [0, 1, 2]), (9, 4, [0, 3, 6]), (5, 1, [0]), (0, 4, [])])
+def test_the_first_step_of_a_block_and_every_kth_is_sampled(steps: int, most: int, expected: list[int]) -> None:
+    assert list(Sampling(steps_per_block=most).of_block(steps)) == expected
+
+
+@pytest.mark.parametrize("size", [1, 8, 64, 4096])
+def test_the_rows_of_spans_are_bounded(size: int) -> None:
+    study = Study(backends=("serial", "ddp"), ranks=(1, size), rank_batch=4, blocks=6)
+    made = make(study, size)
+    schedule = plan.make_schedule(study, made, 100 * 4 * size)
+    most = plan.make_sampling(made, schedule).steps_per_block
+    rows = plan.ROWS_A_STEP * schedule.blocks * sum(run.ranks for run in made.runs)
+    assert most == 1 or most * rows <= plan.SPAN_ROWS < (most + 1) * rows

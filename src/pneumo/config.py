@@ -87,6 +87,8 @@ class Study:
     "Where results go."
     save: Annotated[bool, _option(_OUTPUT)] = False
     "Keep each trained model in checkpoints/."
+    trace: Annotated[bool, _option(_OUTPUT)] = False
+    "Write trace.json.gz: sampled steps as a timeline for ui.perfetto.dev or chrome://tracing."
 
     @property
     def budget_s(self) -> float | None:

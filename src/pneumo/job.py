@@ -14,7 +14,7 @@ import msgspec
 
 from pneumo.backends import COMMS
 from pneumo.config import DEFAULT_EPOCHS, Command
-from pneumo.plan import Plan, make_schedule
+from pneumo.plan import Plan, make_sampling, make_schedule
 from pneumo.progress import Progress
 from pneumo.world import World
 
@@ -44,6 +44,7 @@ class Job:
         self._command, self._study, self._plan, self._world = command, command.study, plan, world
         self._store, self._split, self._results, self._say = store, split, results, say
         self._schedule = make_schedule(self._study, plan, len(split.train))
+        self._sampling = make_sampling(plan, self._schedule)
         self._sizes: dict[int, Any] = {}
         self._shares: dict[int, Shares] = {}
         self._started = _utc_now()
@@ -135,7 +136,8 @@ class Job:
         took = 0.0
         with training.awake():
             if training.active:
-                rows = training.advance(block, count, warmup=warmup)
+                sampled = range(0) if warmup else self._sampling.of_block(count)
+                rows = training.advance(block, count, warmup=warmup, sampled=sampled)
                 self._keep(training, rows)
                 took = step_seconds(rows)
                 if training.run.run in self._shares:
@@ -143,9 +145,10 @@ class Job:
         return took
 
     def _keep(self, training: "Training", rows: "Block") -> None:
-        for found in training.comm.gather(rows) or ():
+        for rank, found in enumerate(training.comm.gather(rows) or ()):
             self._results.add_steps(found.steps)
             self._results.add_collectives(found.collectives)
+            self._results.add_spans(found.spans(training.run.run, rank))
 
     def _evaluate(self, training: "Training", block: int) -> None:
         with training.awake():
@@ -257,6 +260,7 @@ class Job:
             cores=world.total_cores,
             hosts=world.hosts,
             warmup_steps=self._schedule.warmup,
+            sampling=self._sampling,
             data=self._data,
             provenance=provenance.collect(world.mpi_version()),
         )
@@ -266,6 +270,7 @@ class Job:
         from pneumo.study.results import write_atomic
         from pneumo.study.summary import summarize
         from pneumo.study.tables import make_console, show
+        from pneumo.study.trace import write_trace
 
         self._results.flush()
         self.write_run("done")
@@ -278,6 +283,8 @@ class Job:
                 "weak scaling: all runs made the same number of steps, so k ranks trained for k times the epochs of "
                 "one: accuracy and AUC compare unequal trainings"
             )
+        if self._study.trace:
+            self._say(f"open the trace in ui.perfetto.dev: {write_trace(self._results.path)}")
         if self._command.json:
             write_atomic(self._command.json, (self._results.path / "summary.json").read_bytes())
 

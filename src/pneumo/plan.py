@@ -8,10 +8,11 @@ from pneumo.backends import BACKENDS, COMMS
 from pneumo.config import DEFAULT_EPOCHS, Study
 from pneumo.errors import Refused
 from pneumo.installed import horovod_missing, native_missing
-from pneumo.study.schema import Absent
+from pneumo.study.schema import Absent, Sampling
 
 WARMUP_STEPS = 2
 USUAL_BATCHES = (32, 24)
+SPAN_ROWS, ROWS_A_STEP = 100_000, 20  # rows of spans.parquet: about so many in a result, and of a rank's step
 MOST_BY_DEFAULT = 2 * USUAL_BATCHES[0]  # images of a global step that nobody asked for
 
 
@@ -184,3 +185,9 @@ def make_schedule(study: Study, plan: Plan, train_images: int) -> Schedule:
     if study.budget_s is None:
         warmup = asked - blocks * steps
     return Schedule(warmup, blocks, steps, asked)
+
+
+def make_sampling(plan: Plan, schedule: Schedule) -> Sampling:
+    """Choose how many steps of a block go to spans.parquet: about SPAN_ROWS rows in all, but one step of each block."""
+    ranks = sum(run.ranks for run in plan.runs)
+    return Sampling(steps_per_block=max(1, SPAN_ROWS // (ROWS_A_STEP * schedule.blocks * ranks)))

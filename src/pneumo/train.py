@@ -1,8 +1,8 @@
 """The training loop. There is one, for every model and backend."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from pneumo.errors import PneumoError
 from pneumo.inject import Disturbance
 from pneumo.plan import Run
 from pneumo.process import PeakMemory
-from pneumo.timing.breakdown import carve
+from pneumo.timing.breakdown import Interval, carve
 from pneumo.timing.clock import StepClock, ThreadStamps
 from pneumo.timing.record import Recorder
 from pneumo.world import World
@@ -32,10 +32,16 @@ FIRST_SHARE = 1 << 32  # what the steps of shares are numbered from, beyond all 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """What one rank brings back from a block: rows of steps.parquet and collectives.parquet."""
+    """What one rank brings back: rows of steps.parquet and collectives.parquet, and of sampled steps the intervals."""
 
-    steps: list[Row]
-    collectives: list[Row]
+    steps: list[Row] = field(default_factory=list)
+    collectives: list[Row] = field(default_factory=list)
+    intervals: dict[int, list[Interval]] = field(default_factory=dict)
+
+    def spans(self, run: int, rank: int) -> list[Row]:
+        """Rows of spans.parquet; made here, and not while the ranks are in the midst of a block."""
+        found = [(run, rank, step, *interval) for step, intervals in self.intervals.items() for interval in intervals]
+        return [dict(zip(("run", "rank", "step", "phase", "begin_ns", "end_ns"), row, strict=True)) for row in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +122,9 @@ class Training:
         self._backend.prepare(model, self._task.optimizer)
         self._prepared = True
 
-    def advance(self, block: int, count: int, *, warmup: bool) -> Block:
-        """Train `count` steps; on the ranks of this run. They begin together."""
-        peak, rows = PeakMemory(), Block([], [])
+    def advance(self, block: int, count: int, *, warmup: bool, sampled: Collection[int] = ()) -> Block:
+        """Train `count` steps, keeping the intervals of those `sampled` (from 0); all ranks begin together."""
+        peak, rows = PeakMemory(), Block()
         self._backend.model.train()
         peak.begin()
         self.comm.Barrier()
@@ -126,7 +132,8 @@ class Training:
         with self._disturbance.neighbour():
             for step in range(self.next_step, self.next_step + count):
                 images, loss = self._step(step)
-                self._end_step(rows, step, block, kind="train", warmup=warmup, images=images, loss=loss)
+                keep = step - self.next_step in sampled
+                self._end_step(rows, step, block, kind="train", warmup=warmup, images=images, loss=loss, sampled=keep)
         self.next_step += count
         if not warmup:
             self._peak_bytes = max(self._peak_bytes, peak.end())
@@ -164,6 +171,7 @@ class Training:
         images: int,
         loss: float | None = None,
         warmup: bool = False,
+        sampled: bool = False,
     ) -> None:
         """End the clock's step, and add its row and those of its collectives."""
         whole, spans, helpers_cpu_ns = self._clock.end()
@@ -171,10 +179,13 @@ class Training:
         where = {"run": self.run.run, "block": block, "rank": self.comm.rank, "step": step}
         row: Row = {**where, "kind": kind, "warmup": warmup, "images": images, "loss": loss}
         row |= {"begin_ns": whole.begin.wall_ns, "wall_ns": whole.end.wall_ns - whole.begin.wall_ns}
-        for phase, (wall, cpu, delay) in carve(whole, spans, waits).items():
+        intervals, phases = carve(whole, spans, waits)
+        for phase, (wall, cpu, delay) in phases.items():
             row |= {f"{phase}_ns": wall, f"{phase}_cpu_ns": cpu, f"{phase}_delay_ns": delay}
         rows.steps.append(row | {"helpers_cpu_ns": helpers_cpu_ns})
         rows.collectives.extend({**where, "backend": self.run.comm, **asdict(call)} for call in calls)
+        if sampled:
+            rows.intervals[step] = intervals
 
     def _on_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._backend.place.device
@@ -187,7 +198,7 @@ class Training:
         rank computed. Every image is answered once; all ranks take part in the same number of batches.
         """
         self._backend.model.eval()
-        rows = Block([], [])
+        rows = Block()
         answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         step = self.next_step
         with torch.no_grad():
@@ -266,7 +277,7 @@ class Shares(Training):
 
     def time(self, block: int, *, warmup: bool) -> Block:
         """Train SHARE_STEPS steps of each size; within the serial run's `awake`, after its own steps of a block."""
-        rows = Block([], [])
+        rows = Block()
         self._prepare()
         self._backend.model.train()
         for loader in self._loaders:

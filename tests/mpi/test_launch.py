@@ -49,6 +49,7 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
     steps = pd.read_parquet(folder / "steps.parquet")
     assert (steps[[f"{p}_ns" for p in PHASES]].sum(axis=1) == steps["wall_ns"]).all()
     timed = steps[(steps["kind"] == "train") & ~steps["warmup"]]
+    check_spans(pd.read_parquet(folder / "spans.parquet"), timed, run["sampling"]["steps_per_block"])
     for entry in run["runs"]:
         mine = timed[timed["run"] == entry["run"]]
         assert set(mine["rank"]) == set(range(entry["ranks"]))
@@ -72,6 +73,24 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
     saved = list((folder / "checkpoints").glob("*.safetensors"))
     assert len(saved) == len(run["runs"])
     assert "Results: " in done.stdout
+    assert not (folder / "trace.json.gz").exists()
+
+
+def check_spans(spans: pd.DataFrame, timed: pd.DataFrame, most: int) -> None:
+    """The intervals of the sampled steps, which here are all timed ones, cover them and sum to their phases."""
+    assert timed.groupby(["run", "block", "rank"]).size().max() <= most
+    key = ["run", "rank", "step"]
+    sums = (spans["end_ns"] - spans["begin_ns"]).groupby([spans[name] for name in (*key, "phase")]).sum().unstack()
+    found = sums.reindex(columns=list(PHASES)).fillna(0).astype("int64").sort_index()
+    rows = timed.set_index(key).sort_index()
+    assert found.index.equals(rows.index)
+    assert (found.to_numpy() == rows[[f"{p}_ns" for p in PHASES]].to_numpy()).all()
+    ends = spans.groupby(key)
+    assert (ends["begin_ns"].min() == rows["begin_ns"]).all()
+    assert (ends["end_ns"].max() == rows["begin_ns"] + rows["wall_ns"]).all()
+    ordered = spans.sort_values([*key, "begin_ns"])
+    follows = (ordered[key] == ordered[key].shift()).all(axis=1)
+    assert (ordered["begin_ns"] == ordered["end_ns"].shift())[follows].all()
 
 
 def test_a_rank_that_fails_alone_leaves_a_result_that_says_so(mpirun: Launcher, tmp_path: Path) -> None:

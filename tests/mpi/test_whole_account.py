@@ -1,7 +1,10 @@
 """The account of a real study with an injected cause: its figures from the tables by other means, and whom it names."""
 
+import gzip
 import json
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +12,9 @@ import pandas as pd
 import pytest
 from harness import Launcher
 from small_study import small_data
+from trace_format import faults, ns
+
+from pneumo.study.trace import write_trace
 
 DELAY_S = 0.05
 RUNS = [("ddp", "gloo"), ("ddp", "pneumo"), ("fsdp", "gloo"), ("fsdp", "pneumo"), ("horovod", "mpi")]
@@ -23,6 +29,7 @@ class Result:
     steps: pd.DataFrame
     collectives: pd.DataFrame
     text: str
+    folder: Path
 
     def row(self, backend: str, comm: str) -> dict[str, Any]:
         """The row of the run on two ranks; skips where it is absent."""
@@ -39,7 +46,9 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     folder = tmp_path_factory.mktemp("account")
     flags = ["--size", "32", "--epochs", "5", "--ranks", "1,2", "--global-batch", "8", "--comm", "gloo,pneumo"]
     inject = ["--inject", f"rank=1,phase=backward,delay={DELAY_S * 1000:.0f}ms"]
-    done = Launcher(folder)(2, module="pneumo.launch", args=[*small_data(folder), *flags, *inject], timeout=250)
+    done = Launcher(folder)(
+        2, module="pneumo.launch", args=[*small_data(folder), *flags, *inject, "--trace"], timeout=250
+    )
     latest = folder / "out" / "main" / "latest"
     return Result(
         json.loads((latest / "summary.json").read_text()),
@@ -47,6 +56,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
         pd.read_parquet(latest / "steps.parquet"),
         pd.read_parquet(latest / "collectives.parquet"),
         done.stdout,
+        latest.resolve(),
     )
 
 
@@ -94,3 +104,33 @@ def test_shares_are_timed_beside_the_serial_run(result: Result) -> None:
         assert rows["begin_ns"].min() >= (ends["begin_ns"] + ends["wall_ns"]).max(), "they are no part of T_1"
     assert not shares.duplicated(["run", "rank", "step"]).any()
     assert not set(shares["step"]) & set(own["step"])
+
+
+def test_the_trace_has_every_rank_of_every_run_and_marks_the_late_one(result: Result) -> None:
+    path = result.folder / "trace.json.gz"
+    assert f"ui.perfetto.dev: {path}" in result.text
+    trace = json.loads(gzip.decompress(path.read_bytes()))
+    assert faults(trace) == []
+    assert path.stat().st_size < 1 << 20
+    events, origin = trace["traceEvents"], trace["metadata"]["origin_ns"]
+    names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    drawn = Counter((e["pid"] - 1, names[e["pid"], e["tid"]]) for e in events if e.get("cat") == "step")
+    expected = {(run["run"], f"rank {rank}") for run in result.runs for rank in range(run["ranks"])}
+    assert set(drawn) == expected
+    timed = result.steps[(result.steps["kind"] == "train") & ~result.steps["warmup"]]
+    assert drawn.total() == len(timed), "so few steps are all sampled"
+    begins = sorted(ns(e["ts"]) + origin for e in events if e.get("cat") == "step")
+    assert begins == sorted(timed["begin_ns"])
+    calls = [e for e in events if e.get("cat") == "collective" and e["name"] != "all arrived"]
+    joined = result.collectives.merge(timed[["run", "rank", "step"]], on=["run", "rank", "step"])
+    assert len(calls) == len(joined)
+    arrows = Counter((e["pid"], e["ph"]) for e in events if e.get("cat") == "arrival")
+    for run in result.runs:
+        if run["ranks"] == 2:
+            marks = [e for e in events if e["ph"] == "i" and e["pid"] == run["run"] + 1]
+            late = [e["args"]["others_waited_us"] for e in marks if names[e["pid"], e["tid"]] == "rank 1"]
+            assert sum(late) >= 0.5e6 * DELAY_S * drawn[run["run"], "rank 1"]
+            mine = joined[joined["run"] == run["run"]].groupby(["group", "step", "seq"]).ngroups
+            left_out = trace["metadata"]["shown"]["arrows_left_out"]
+            assert mine - left_out <= arrows[run["run"] + 1, "s"] <= mine
+    assert trace == json.loads(gzip.decompress(write_trace(result.folder).read_bytes())), "made later it is the same"

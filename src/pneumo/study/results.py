@@ -109,7 +109,7 @@ class ResultFolder:
         self._add("collectives", rows)
 
     def add_spans(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add rows of spans.parquet: one for each interval of a sampled step."""
+        """Add rows of spans.parquet: one for each interval of a sampled step (see `schema.Sampling`)."""
         self._add("spans", rows)
 
     def add_predictions(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -208,8 +208,15 @@ def _load(path: Path, kind: type[File]) -> File:
         raise Refused(f"{path} is not a file that this version reads: {error}.") from error
 
 
-def load_table(folder: Path, name: str, *, columns: Sequence[str] | None = None, run: int | None = None) -> "pa.Table":
-    """Read one of TABLES, or some columns of it, or the rows of one run; one that was never written is empty.
+def load_table(
+    folder: Path,
+    name: str,
+    *,
+    columns: Sequence[str] | None = None,
+    run: int | None = None,
+    steps: Sequence[int] | None = None,
+) -> "pa.Table":
+    """Read one of TABLES, or some columns of it, or the rows of one run or of some steps; an absent one is empty.
 
     Stamps are on the common clock of all ranks. Raises Refused where the file is damaged.
     """
@@ -219,10 +226,11 @@ def load_table(folder: Path, name: str, *, columns: Sequence[str] | None = None,
     path, schema = folder / f"{name}.parquet", table_schema(name)
     if not path.exists():
         return schema.empty_table() if columns is None else schema.empty_table().select(list(columns))
-    kept = None if run is None else [("run", "==", run)]
+    kept: list[tuple[str, str, Any]] = [] if run is None else [("run", "==", run)]
+    kept += [] if steps is None else [("step", "in", list(steps))]
     wanted = None if columns is None else list(columns)
     try:
-        table = pq.read_table(path, schema=schema, columns=wanted, filters=kept)
+        table = pq.read_table(path, schema=schema, columns=wanted, filters=kept or None)
     except (pa.ArrowException, OSError) as error:
         raise Refused(f"{path} is not a table that this version reads: {str(error).splitlines()[0]}.") from error
     return on_common_clock(folder, table)

@@ -75,6 +75,24 @@ class DataFacts(_Strict, frozen=True, kw_only=True):
     split_by: Literal["image", "person"]
 
 
+class Sampling(_Strict, frozen=True, kw_only=True):
+    """Which steps have their phases in spans.parquet as intervals: of every timed block the first, and every k-th on.
+
+    k is the least with which a block has at most `steps_per_block` of them. Only the number of steps and the result's
+    own record decide, so all ranks keep the same steps. Warm-up steps, validation and shares are never sampled.
+    """
+
+    steps_per_block: int
+
+    def __post_init__(self) -> None:
+        if self.steps_per_block < 1:
+            raise ValueError("a block has at least one sampled step")
+
+    def of_block(self, steps: int) -> range:
+        """The sampled ones of a block's steps, counted from 0 within it."""
+        return range(0, steps, max(1, -(-steps // self.steps_per_block)))
+
+
 class RunFile(_Strict, frozen=True, kw_only=True):
     """run.json: the configuration, the runs and the provenance of a result; `cores` are those of all hosts together."""
 
@@ -90,6 +108,7 @@ class RunFile(_Strict, frozen=True, kw_only=True):
     cores: int
     hosts: list[str]
     warmup_steps: int
+    sampling: Sampling | None = None
     data: DataFacts
     provenance: dict[str, Any]
 
