@@ -40,6 +40,7 @@ from pneumo.study.ledger import Blocked, Ledger
 from pneumo.study.replay import WhatIf
 from pneumo.study.schema import Late, RunEntry
 from pneumo.study.statistics import Estimate, hodges_lehmann
+from pneumo.study.traffic import Traffic
 
 if TYPE_CHECKING:
     from pneumo.study.breakdown import Columns
@@ -69,6 +70,7 @@ class Account:
     terms: dict[str, Floats | None]
     items: dict[str, dict[str, Floats]]
     aside: dict[str, Floats]
+    traffic: Traffic
     faults: Faults = field(default_factory=Faults)
     durations: Durations = field(default_factory=Durations)
     late: list[Late] = field(default_factory=list)
