@@ -19,6 +19,7 @@ from pneumo.study.summary import summarize
 
 DDP, FSDP, HOROVOD = (("ddp", "gloo"), ("fsdp", "gloo"), ("horovod", "mpi"))
 COMPUTE = sum(simulated.WHOLE.values()) / 1e9
+PARTS = ("outside_s", "exposed_s", "peer_wait_s", "queue_s", "transfer_s", "hidden_s")
 SLOW, FAST = Network(MS, 8 * MS), Network(MS, 3 * MS)
 
 
@@ -49,7 +50,7 @@ def comparison(path: Path) -> Rivals:
 
 
 def terms_of(run: Figures) -> list[float | None]:
-    return [getattr(run, name) for name in (*TERMS[:5], "hidden_s")]
+    return [getattr(run, name) for name in PARTS]
 
 
 def median_of(pair: Pair, term: str) -> float:
@@ -83,6 +84,16 @@ def test_a_late_rank_is_peer_wait_in_the_mean_of_the_ranks(tmp_path: Path) -> No
     assert run.queue_s == pytest.approx((3 * 0.002 + 0.001) / 4)
     assert run.transfer_s == pytest.approx((3 * 0.006 + 0.003) / 4)
     assert run.step_s.median == pytest.approx((run.outside_s or 0) + (run.exposed_s or 0))
+
+
+def test_a_rank_without_a_core_is_off_cpu_within_outside(tmp_path: Path) -> None:
+    def crowded(_rank: int, _step: int, phase: str) -> Cost | None:
+        return (20 * MS, 0, 20 * MS) if phase == "forward" else None
+
+    found = comparison(write(tmp_path, (DDP, FAST), (FSDP, FAST), extra=crowded))
+    for run in found.runs:
+        assert (run.outside_s, run.off_cpu_s) == pytest.approx((COMPUTE / 4 + 0.020, 0.020))
+    assert median_of(found.pairs[0], "off_cpu_s") == pytest.approx(0, abs=1e-12)
 
 
 def test_the_parts_of_a_step_and_of_a_difference_are_the_whole(tmp_path: Path) -> None:

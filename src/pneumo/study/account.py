@@ -193,7 +193,8 @@ def make_account(
     it becomes an item of `other`.
     """
     items = {"transfer": {"in transfer": waits.transfer - waits.woken, "waking up after it": waits.woken}}
-    aside = {"hidden": waits.hidden, "delay within comm": ours.delay["comm"]}
+    delays = {"delay within comm": ours.delay["comm"], "delay outside comm": ours.delay_outside_comm}
+    aside = {"hidden": waits.hidden, **delays}
     terms: dict[str, Floats | None] = dict.fromkeys(TERMS)
     terms |= {"peer_wait": waits.peer_wait, "queue": waits.queue, "transfer": waits.transfer}
     if reference is None:

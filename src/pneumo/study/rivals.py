@@ -6,8 +6,9 @@ rank was, in the mean, exposed to communication (blocked on recorded collectives
 
     step = outside + exposed            exposed = peer wait + queue + transfer
 
-in each block. Runs are compared within the blocks that both have, pair by pair. A term's margin is the difference that
-the margin of speeds allows the whole step, MARGIN of the faster one's: a term that differs less decides nothing.
+in each block. Off-CPU is the part of `outside` in which a rank was ready to run and had no core. Runs are compared
+within the blocks that both have, pair by pair. A term's margin is the difference that the margin of speeds allows the
+whole step, MARGIN of the faster one's: a term that differs less decides nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +23,10 @@ from pneumo.study.collectives import Floats
 from pneumo.study.schema import Difference, Figures, Pair, Rivals, RunEntry, Spread, Verdict, VerdictName
 from pneumo.study.statistics import MARGIN, Comparison, CostComparison, compare, compare_costs, median
 
-TERMS = ("outside_s", "exposed_s", "peer_wait_s", "queue_s", "transfer_s", "queue_and_transfer_s", "hidden_s")
+TERMS = (
+    *("outside_s", "off_cpu_s", "exposed_s", "peer_wait_s", "queue_s", "transfer_s", "queue_and_transfer_s"),
+    "hidden_s",
+)
 OPPOSITE: Mapping[VerdictName, VerdictName] = {
     "faster": "slower",
     "slower": "faster",
@@ -60,6 +64,7 @@ class Steps:
         exposed, after = sum(mean.values(), np.zeros_like(step)), mean["queue"] + mean["transfer"]
         terms = {"outside_s": step - exposed, "exposed_s": exposed, "queue_and_transfer_s": after}
         terms |= {f"{name}_s": values for name, values in mean.items() if name != "queue" or moved.tells_start}
+        terms["off_cpu_s"] = account.aside["delay outside comm"].sum(1) / steps
         if moved.tells_finish:
             terms["hidden_s"] = account.aside["hidden"].sum(1) / steps
         told = np.flatnonzero(moved.busy_s > 0)

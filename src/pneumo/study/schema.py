@@ -198,8 +198,9 @@ class Row(_Strict, frozen=True, kw_only=True):
 class Figures(_Strict, frozen=True, kw_only=True):
     """What a step of one run takes and moves: medians of the blocks, the ranks' means; null what cannot be told.
 
-    `step_s` is from the first rank's begin to the last rank's end; it consists of `outside_s` and `exposed_s`, and that
-    of `peer_wait_s`, `queue_s` and `transfer_s` (see `account`; a queue that cannot be told is part of the transfer).
+    `step_s` is from the first rank's begin to the last rank's end; it consists of `outside_s` (of which `off_cpu_s` was
+    spent without a core) and `exposed_s`, and that of `peer_wait_s`, `queue_s` and `transfer_s` (see `account`; a queue
+    that cannot be told is part of the transfer).
     `calls` and `bytes` are a rank's. `bytes_per_s` is the bandwidth of `traffic`.
     """
 
@@ -209,6 +210,7 @@ class Figures(_Strict, frozen=True, kw_only=True):
     blocks: int
     step_s: Spread
     outside_s: float | None
+    off_cpu_s: float | None
     exposed_s: float | None
     peer_wait_s: float | None
     queue_s: float | None

@@ -181,13 +181,16 @@ def _rivals(ours: Figures, theirs: Figures, pair: Pair, where: str) -> Iterable[
     elif verdict.verdict != "undecided":
         times = f"{speed.median:.2f} ({speed.low:.2f} to {speed.high:.2f}) times as fast as"
         why = _why(pair, verdict.verdict)
-        told = ", ".join(_less_or_more(part, seconds) for part, seconds in why.items())
+        told = ", ".join(_less_or_more(part, why) for part in why if part != "off_cpu_s")
         told = told.replace(" ms", " ms a step", 1) or "no single part of the step is known to differ that much"
         yield Sentence(f"{where} {names[0]} is {times} {names[1]}: {told}.", ours.run, figures | why)
 
 
 def _why(pair: Pair, how: VerdictName) -> dict[str, float]:
-    """Seconds of the parts of a step that decide: the two largest, and the largest that goes the other way."""
+    """Seconds of the parts of a step that decide: the two largest, and the largest that goes the other way.
+
+    With that outside of communication goes its part off-CPU where that decides too, in the same way.
+    """
     parts = ["outside_s", "peer_wait_s", "queue_s", "transfer_s"]
     if pair.seconds["transfer_s"] is None:
         parts[2:] = ["queue_and_transfer_s"]
@@ -195,12 +198,24 @@ def _why(pair: Pair, how: VerdictName) -> dict[str, float]:
     order = sorted(found, key=lambda part: -abs(found[part].estimate.median))
     along = [part for part in order if found[part].verdict.verdict == how]
     opposed = [part for part in order if found[part].verdict.verdict == OPPOSITE[how]]
-    return {part: found[part].estimate.median for part in along[:2] + opposed[:1]}
+    told = along[:2] + opposed[:1]
+    outside, off_cpu = pair.seconds["outside_s"], pair.seconds["off_cpu_s"]
+    if outside and off_cpu and "outside_s" in told and outside.verdict.verdict == off_cpu.verdict.verdict:
+        found["off_cpu_s"] = off_cpu
+        told.append("off_cpu_s")
+    return {part: found[part].estimate.median for part in told}
 
 
-def _less_or_more(part: str, seconds: float) -> str:
+def _less_or_more(part: str, seconds: Mapping[str, float]) -> str:
+    text = f"{_ms(seconds[part])} ms {'less' if seconds[part] < 0 else 'more'} {PARTS[part]}"
+    if part == "outside_s" and "off_cpu_s" in seconds:
+        text += f" (waiting for a core: {_ms(seconds['off_cpu_s'])})"
+    return text
+
+
+def _ms(seconds: float) -> str:
     ms = abs(1e3 * seconds)
-    return f"{ms:.{max(0, decimals([ms]) - 1)}f} ms {'less' if seconds < 0 else 'more'} {PARTS[part]}"
+    return f"{ms:.{max(0, decimals([ms]) - 1)}f}"
 
 
 def paragraphs(rows: Sequence[Row], accounts: Mapping[int, Account], cores: int) -> list[str]:

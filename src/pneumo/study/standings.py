@@ -24,8 +24,7 @@ def standings(summary: Summary) -> Iterable[RenderableType]:
     rows = {row.run: row for row in summary.rows}
     runs = [run for found in summary.comparisons for run in found.runs]
     digits = decimals([1e3 * run.step_s.median for run in runs])
-    # One digit more than the shortest step needs: its parts are smaller.
-    yield _amounts(runs, rows, min(4, digits + 1))
+    yield _amounts(runs, rows, digits)
     yield legend(_about_amounts(runs))
     yield Text()
     yield _differences(summary.comparisons, rows, digits)
@@ -38,13 +37,24 @@ def standings(summary: Summary) -> Iterable[RenderableType]:
 
 def _amounts(runs: Iterable[Figures], rows: Mapping[int, Row], digits: int) -> RenderableType:
     table = new_table("Backends side by side (milliseconds of a step)")
-    add_columns(table, "run<", "step\nlow-high", "= outside\ncomm", "+ exposed\ncomm", "of it peer\nwait")
+    add_columns(
+        table, "run<", "step\nlow-high", "= outside\ncomm", "of it\noff-CPU", "+ exposed\ncomm", "of it\npeer wait"
+    )
     add_columns(table, "queue", "trans-\nfer", "hidden\ncomm", "calls\na step", "MB\na step", "GB/s")
     for run in runs:
-        parts = (run.outside_s, run.exposed_s, run.peer_wait_s, run.queue_s, run.transfer_s, run.hidden_s)
+        parts = (
+            run.outside_s,
+            run.off_cpu_s,
+            run.exposed_s,
+            run.peer_wait_s,
+            run.queue_s,
+            run.transfer_s,
+            run.hidden_s,
+        )
         table.add_row(
             *(name_of(rows[run.run]), spread(_scaled(run.step_s, 1e3), digits)),
-            *(number(_times(part, 1e3), digits) for part in parts),
+            # One digit more than the shortest step needs: its parts are smaller.
+            *(number(_times(part, 1e3), min(4, digits + 1)) for part in parts),
             number(run.calls, 0 if run.calls is None or run.calls == round(run.calls) else 1),
             *(_figure(run.bytes, 1e-6), _figure(run.bytes_per_s, 1e-9)),
         )
@@ -59,7 +69,7 @@ def _about_amounts(runs: Iterable[Figures]) -> Iterable[tuple[str, str]]:
         f"{between(run.blocks for run in runs)} blocks (of each column, so sums are not exact); the parts are the "
         "ranks' means",
     )
-    yield "outside", "the rest of the step: computing, waiting for data or a core, block edges"
+    yield "outside", "the rest of the step: computing, waiting for data or (off-CPU) for a core, block edges"
     yield "exposed", "blocked in collectives: peer wait (for their last rank), queue and transfer"
     queue = "from the last arrival until the library begins (Horovod: its negotiation)"
     yield "queue", queue + ("; - where it does not tell, then part of transfer" if _lacks(runs, "queue_s") else "")
