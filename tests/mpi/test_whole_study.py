@@ -51,3 +51,17 @@ def test_no_accuracy_is_lost_by_going_parallel(summary: Summary) -> None:
         assert row.mcnemar_p > 0.05, name
         assert row.auc_difference is not None, name
         assert abs(row.auc_difference.estimate) <= 0.01, name
+
+
+def test_each_gradient_travels_once_a_step_and_with_fsdp_the_parameters_too(study: Path, summary: Summary) -> None:
+    whole = load_run(study).runs[0].gradient_bytes
+    compared = [(found.ranks, {run.backend for run in found.runs}) for found in summary.comparisons]
+    assert compared == [(2, BACKENDS), (3, BACKENDS)]
+    for run in (run for found in summary.comparisons for run in found.runs):
+        if run.backend == "fsdp":
+            assert 2 * whole < (run.bytes or 0) < 3.5 * whole
+        else:
+            assert run.bytes == whole, run.backend
+        assert (run.calls or 0) >= 1
+        assert (run.outside_s or 0) > 0
+        assert run.exposed_s is not None

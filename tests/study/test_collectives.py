@@ -29,7 +29,7 @@ def group(enqueued: Any, started: Any, finished: Any, begin: Any, end: Any) -> G
               (enqueued, started, finished, begin, end)]  # fmt: skip
     k, n = stamps[0].shape
     zero = np.zeros(k, np.int64)
-    return Group("all", np.arange(n), zero, zero, np.arange(k), *stamps)
+    return Group("all", np.arange(n), zero, zero, np.arange(k), *stamps, zero)
 
 
 def test_the_three_parts_of_a_wait() -> None:

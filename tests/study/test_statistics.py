@@ -131,6 +131,47 @@ def test_comparison_uses_only_the_blocks_that_both_have() -> None:
     assert s.compare({0: 1.0}, {1: 1.0}) is None
 
 
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([-3.0, -2.5, -2.8, -3.1, -2.2, -2.7], "faster"),
+        ([3.0, 2.5, 2.8, 3.1, 2.2, 2.7], "slower"),
+        ([0.9, -1.0, 0.3, -0.2, 0.0, 0.1], "equivalent"),
+        ([0.5, 0.6, 0.7, 0.8, 0.9, 1.0], "equivalent"),
+        ([0.0] * 6, "equivalent"),
+        ([0.5, 0.6, 0.7, 0.8, 0.9, 1.1], "slower"),
+        ([3.0, -2.0, 1.0, -1.0, 2.0, 0.0], "undecided"),
+        ([-3.0] * 5, "undecided"),
+    ],
+)
+def test_verdicts_of_costs(differences: list[float], verdict: str) -> None:
+    """Costs may be 0 on both sides; the margin is in their unit."""
+    theirs = {i: float(i) for i in range(len(differences))}
+    found = s.compare_costs({i: theirs[i] + d for i, d in enumerate(differences)}, theirs, 1.0)
+    assert found is not None
+    assert (found.verdict, found.blocks, found.margin) == (verdict, len(differences), 1.0)
+    assert (found.more_blocks is not None) == (verdict == "undecided")
+    limits = (found.difference.low, found.difference.high)
+    assert limits == pytest.approx((min(differences), max(differences)))
+    assert s.compare_costs({0: 1.0}, {1: 1.0}, 1.0) is None
+
+
+@given(st.lists(st.tuples(finite, finite), min_size=1, max_size=9), st.floats(0.1, 100))
+@settings(deadline=None)
+def test_costs_turned_round_differ_in_sign(pairs: list[tuple[float, float]], margin: float) -> None:
+    ours, theirs = (dict(enumerate(values)) for values in zip(*pairs, strict=True))
+    forth, back = s.compare_costs(ours, theirs, margin), s.compare_costs(theirs, ours, margin)
+    assert forth is not None
+    assert back is not None
+    a, b = forth.difference, back.difference
+    assert (b.value, b.low, b.high) == (-a.value, -a.high, -a.low)
+    estimate = s.hodges_lehmann([x - y for x, y in pairs])
+    assert (a.value, a.low, a.high) == pytest.approx((estimate.value, estimate.low, estimate.high))
+    turned = {"faster": "slower", "slower": "faster"}
+    assert back.verdict == turned.get(forth.verdict, forth.verdict)
+    assert back.more_blocks == forth.more_blocks
+
+
 @given(st.lists(st.floats(0.1, 10), min_size=6, max_size=9))
 @settings(deadline=None)
 def test_comparison_turned_round_is_its_inverse(speeds: list[float]) -> None:

@@ -40,6 +40,7 @@ from pneumo.study.ledger import Blocked, Ledger
 from pneumo.study.replay import WhatIf
 from pneumo.study.schema import Late, RunEntry
 from pneumo.study.statistics import Estimate, hodges_lehmann
+from pneumo.study.traffic import Traffic
 
 if TYPE_CHECKING:
     from pneumo.study.breakdown import Columns
@@ -69,6 +70,7 @@ class Account:
     terms: dict[str, Floats | None]
     items: dict[str, dict[str, Floats]]
     aside: dict[str, Floats]
+    traffic: Traffic
     faults: Faults = field(default_factory=Faults)
     durations: Durations = field(default_factory=Durations)
     late: list[Late] = field(default_factory=list)
@@ -191,7 +193,8 @@ def make_account(
     it becomes an item of `other`.
     """
     items = {"transfer": {"in transfer": waits.transfer - waits.woken, "waking up after it": waits.woken}}
-    aside = {"hidden": waits.hidden, "delay within comm": ours.delay["comm"]}
+    delays = {"delay within comm": ours.delay["comm"], "delay outside comm": ours.delay_outside_comm}
+    aside = {"hidden": waits.hidden, **delays}
     terms: dict[str, Floats | None] = dict.fromkeys(TERMS)
     terms |= {"peer_wait": waits.peer_wait, "queue": waits.queue, "transfer": waits.transfer}
     if reference is None:

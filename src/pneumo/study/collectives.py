@@ -41,8 +41,9 @@ CHUNK = 1 << 20  # records worked on at a time: temporaries stay within tens of 
 class Group:
     """The collectives of one group in order of (block, step, seq): K of them on n ranks.
 
-    `step_index` (K,) says which of the run's timed steps (see `StepKeys`), `block_index` (K,) which of its blocks;
-    stamps are (K, n) in ns, UNKNOWN where the library does not tell and, in `enqueued_ns`, where a record is lost.
+    `step_index` (K,) says which of the run's timed steps (see `StepKeys`), `block_index` (K,) which of its blocks,
+    `bytes` (K,) how many the record says that has the most of them; stamps are (K, n) in ns, UNKNOWN where the library
+    does not tell and, in `enqueued_ns`, where a record is lost.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Group:
     finished_ns: Ints
     wait_begin_ns: Ints
     wait_end_ns: Ints
+    bytes: Ints
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -78,7 +80,7 @@ class Group:
         return self[low:high]
 
     def __getitem__(self, rows: slice) -> "Group":
-        names = ("step_index", "block_index", "seq", *STAMPS)
+        names = ("step_index", "block_index", "seq", *STAMPS, "bytes")
         return Group(self.name, self.ranks, *(getattr(self, name)[rows] for name in names))
 
 
@@ -150,10 +152,11 @@ def load(folder: Path, entry: RunEntry, keys: StepKeys) -> tuple[list[Group], Fa
     del pair, foreign
     places = _places(folder, entry, rows, index[rows], rank[rows], column("seq")[rows])
     del rows, index, rank
-    stamps = {name: [place.take(values) for place in places] for name in STAMPS for values in [column(name)]}
+    found = {name: [place.take(values) for place in places] for name in STAMPS for values in [column(name)]}
+    found["bytes"] = [place.take(values).max(1) for values in [column("bytes")] for place in places]
     block_of = np.searchsorted(keys.blocks, keys.block)
     groups = [
-        Group(p.name, p.ranks, p.index, block_of[p.index], p.seq, *(stamps[name][i] for name in STAMPS))
+        Group(p.name, p.ranks, p.index, block_of[p.index], p.seq, *(values[i] for values in found.values()))
         for i, p in enumerate(places)
     ]
     said = stray[:EXAMPLES] + [line for place in places for line in place.examples(keys)]

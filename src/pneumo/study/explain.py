@@ -16,6 +16,7 @@ from pneumo.study.ledger import Ledger, blocked, ledger
 from pneumo.study.replay import WhatIf, what_if
 from pneumo.study.schema import PHASES, Late, RunEntry, RunFile
 from pneumo.study.timeline import ALONE, Delays, lanes
+from pneumo.study.traffic import traffic
 
 KINDS = ("train", "validate", "checkpoint")
 
@@ -68,6 +69,7 @@ class Explainer:
             durations=durations(groups),
             late=lateness,
             what_if=replayed,
+            traffic=traffic(groups, keys),
         )
 
     def _dynamics(

@@ -129,7 +129,10 @@ class Spread(_Strict, frozen=True, kw_only=True):
 
 
 class Verdict(_Strict, frozen=True, kw_only=True):
-    """How a run's speed compares with its serial reference; `more_blocks` says about how many more would decide."""
+    """How a run compares with another one, in speed or in a cost; `more_blocks` says about how many more would decide.
+
+    `margin` is the relative difference that still counts as equivalent; of a cost it is in the cost's own unit.
+    """
 
     verdict: VerdictName
     margin: float
@@ -211,6 +214,66 @@ class Row(_Strict, frozen=True, kw_only=True):
     warmup_steps: int = 0
 
 
+class Figures(_Strict, frozen=True, kw_only=True):
+    """What a step of one run takes and moves: medians of the blocks, the ranks' means; null what cannot be told.
+
+    `step_s` is from the first rank's begin to the last rank's end; it consists of `outside_s` (of which `off_cpu_s` was
+    spent without a core) and `exposed_s`, and that of `peer_wait_s`, `queue_s` and `transfer_s` (see `account`; a queue
+    that cannot be told is part of the transfer).
+    `calls` and `bytes` are a rank's. `bytes_per_s` is the bandwidth of `traffic`.
+    """
+
+    run: int
+    backend: str
+    comm: str
+    blocks: int
+    step_s: Spread
+    outside_s: float | None
+    off_cpu_s: float | None
+    exposed_s: float | None
+    peer_wait_s: float | None
+    queue_s: float | None
+    transfer_s: float | None
+    hidden_s: float | None
+    calls: float | None
+    bytes: float | None
+    bytes_per_s: float | None
+
+
+class Difference(_Strict, frozen=True, kw_only=True):
+    """An estimated difference or ratio of two runs with its limits, and what can be said of it."""
+
+    estimate: Spread
+    verdict: Verdict
+
+
+class Pair(_Strict, frozen=True, kw_only=True):
+    """Run `ours` against run `theirs` (run numbers), within each block that both have.
+
+    `speed` and `bandwidth` are ratios, above 1 where ours is faster. `seconds` are differences of a step's times by the
+    names of `Figures` and `queue_and_transfer_s`, negative where ours takes less, which is called faster (hidden time
+    is no cost; there it means less, too). Null where it cannot be told of both: a transfer that holds the queue is not
+    compared with one that does not.
+    """
+
+    ours: int
+    theirs: int
+    blocks: int
+    interval_kind: Literal["interval", "range"]
+    speed: Difference
+    bandwidth: Difference | None
+    seconds: dict[str, Difference | None]
+
+
+class Rivals(_Strict, frozen=True, kw_only=True):
+    """The parallel runs on as many ranks and threads, and each two of them compared that share a block."""
+
+    ranks: int
+    threads: int
+    runs: list[Figures]
+    pairs: list[Pair]
+
+
 class Summary(_Strict, frozen=True, kw_only=True):
     """summary.json: derived from a result's other files, and reproducible from them."""
 
@@ -218,6 +281,7 @@ class Summary(_Strict, frozen=True, kw_only=True):
     study: str
     cores: int
     rows: list[Row]
+    comparisons: list[Rivals] = []
 
     def __post_init__(self) -> None:
         _check_version(self.schema)

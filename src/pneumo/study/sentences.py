@@ -1,11 +1,12 @@
-"""What the accounts say, in words: every sentence is made of figures of one row, which it names."""
+"""What the accounts say, in words: every sentence is made of figures of one row or one pair, which it names."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pneumo.study.account import NO_SHARES, Account
-from pneumo.study.cells import name_of
-from pneumo.study.schema import Late, Row
+from pneumo.study.cells import decimals, name_of
+from pneumo.study.rivals import OPPOSITE, against
+from pneumo.study.schema import Figures, Late, Pair, Rivals, Row, VerdictName
 
 WORDS = {
     "peer_wait": "waiting for late ranks",
@@ -25,6 +26,13 @@ CAUSES = {
     "data": "the next batch was not there",
     "alone": "it did alone what the others did not do",
     "unknown": "it spent the time between steps, where nothing is measured",
+}
+PARTS = {
+    "outside_s": "outside communication",
+    "peer_wait_s": "peer wait",
+    "queue_s": "queue",
+    "transfer_s": "transfer",
+    "queue_and_transfer_s": "queue and transfer",
 }
 RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED = 0.01, 0.05, 0.01, 0.25
 
@@ -142,6 +150,72 @@ def _records(row: Row, account: Account) -> Iterable[Sentence]:
         if count:
             example = f" ({faults.examples[0]})" if faults.examples else ""
             yield _say(row, f"{count} {what}{example}.", count=count)
+
+
+def rivalry(found: Rivals) -> list[Sentence]:
+    """How the fastest run compares with the fastest of each other backend, and by what; where that is decided.
+
+    With the runs of one backend only: how it compares with the next one. The figures are those of the pair.
+    """
+    fastest, *others = sorted(found.runs, key=lambda run: run.step_s.median)
+    rivals: dict[str, Figures] = {}
+    for run in others:
+        if run.backend != fastest.backend:
+            rivals.setdefault(run.backend, run)
+    where = f"On {found.ranks} ranks" + (f" of {found.threads} threads" if found.threads > 1 else "")
+    said: list[Sentence] = []
+    for run in list(rivals.values()) or others[:1]:
+        pair = against(found, fastest.run, run.run)
+        if pair is not None:
+            said += _rivals(fastest, run, pair, where)
+    return said
+
+
+def _rivals(ours: Figures, theirs: Figures, pair: Pair, where: str) -> Iterable[Sentence]:
+    names = [f"{run.backend} {run.comm}" for run in (ours, theirs)]
+    speed, verdict = pair.speed.estimate, pair.speed.verdict
+    figures = {"speed": speed.median, "low": speed.low, "high": speed.high}
+    if verdict.verdict == "equivalent":
+        text = f"{where} {names[0]} and {names[1]} are equally fast within {verdict.margin:.0%}."
+        yield Sentence(text, ours.run, figures)
+    elif verdict.verdict != "undecided":
+        times = f"{speed.median:.2f} ({speed.low:.2f} to {speed.high:.2f}) times as fast as"
+        why = _why(pair, verdict.verdict)
+        told = ", ".join(_less_or_more(part, why) for part in why if part != "off_cpu_s")
+        told = told.replace(" ms", " ms a step", 1) or "no single part of the step is known to differ that much"
+        yield Sentence(f"{where} {names[0]} is {times} {names[1]}: {told}.", ours.run, figures | why)
+
+
+def _why(pair: Pair, how: VerdictName) -> dict[str, float]:
+    """Seconds of the parts of a step that decide: the two largest, and the largest that goes the other way.
+
+    With that outside of communication goes its part off-CPU where that decides too, in the same way.
+    """
+    parts = ["outside_s", "peer_wait_s", "queue_s", "transfer_s"]
+    if pair.seconds["transfer_s"] is None:
+        parts[2:] = ["queue_and_transfer_s"]
+    found = {part: difference for part in parts if (difference := pair.seconds[part]) is not None}
+    order = sorted(found, key=lambda part: -abs(found[part].estimate.median))
+    along = [part for part in order if found[part].verdict.verdict == how]
+    opposed = [part for part in order if found[part].verdict.verdict == OPPOSITE[how]]
+    told = along[:2] + opposed[:1]
+    outside, off_cpu = pair.seconds["outside_s"], pair.seconds["off_cpu_s"]
+    if outside and off_cpu and "outside_s" in told and outside.verdict.verdict == off_cpu.verdict.verdict:
+        found["off_cpu_s"] = off_cpu
+        told.append("off_cpu_s")
+    return {part: found[part].estimate.median for part in told}
+
+
+def _less_or_more(part: str, seconds: Mapping[str, float]) -> str:
+    text = f"{_ms(seconds[part])} ms {'less' if seconds[part] < 0 else 'more'} {PARTS[part]}"
+    if part == "outside_s" and "off_cpu_s" in seconds:
+        text += f" (waiting for a core: {_ms(seconds['off_cpu_s'])})"
+    return text
+
+
+def _ms(seconds: float) -> str:
+    ms = abs(1e3 * seconds)
+    return f"{ms:.{max(0, decimals([ms]) - 1)}f}"
 
 
 def paragraphs(rows: Sequence[Row], accounts: Mapping[int, Account], cores: int) -> list[str]:

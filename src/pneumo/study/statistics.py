@@ -4,7 +4,7 @@ Every interval states 95 % unless told otherwise. The exact ones cover at least 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -108,26 +108,58 @@ def compare(ours: Mapping[int, float], theirs: Mapping[int, float], margin: floa
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         return None
-    logs = np.array([math.log(ours[block] / theirs[block]) for block in shared])
-    found, limit = hodges_lehmann(logs), math.log1p(margin)
-    verdict: VerdictName = "undecided"
-    if found.confidence is not None:
-        if -limit <= found.low and found.high <= limit:
-            verdict = "equivalent"
-        elif found.low > 0 or found.high < 0:
-            verdict = "faster" if found.low > 0 else "slower"
-    more = _more_blocks(logs, found.value, limit) if verdict == "undecided" else None
+    found, verdict, more = _judge([math.log(ours[block] / theirs[block]) for block in shared], math.log1p(margin))
     ratio = Estimate(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.confidence)
     return Comparison(ratio, len(shared), margin, verdict, more)
 
 
-def _more_blocks(logs: Floats, centre: float, limit: float) -> int:
+@dataclass(frozen=True, slots=True)
+class CostComparison:
+    """A difference of costs over the blocks that both have, and what can be said of it; see `Comparison`."""
+
+    difference: Estimate
+    blocks: int
+    margin: float
+    verdict: VerdictName
+    more_blocks: int | None
+
+
+def compare_costs(ours: Mapping[int, float], theirs: Mapping[int, float], margin: float) -> CostComparison | None:
+    """Compare two runs' costs (any unit, which may be 0, by block number) by `ours` less `theirs` within each block.
+
+    Faster means: `ours` costs less. Equivalent: the whole interval lies within +-margin, in the costs' unit and above
+    0. None where they share no block.
+    """
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        return None
+    saved, verdict, more = _judge([theirs[block] - ours[block] for block in shared], margin)
+    difference = Estimate(-saved.value, -saved.high, -saved.low, saved.confidence)
+    return CostComparison(difference, len(shared), margin, verdict, more)
+
+
+def _judge(gains: Sequence[float], limit: float) -> tuple[Estimate, VerdictName, int | None]:
+    """The pseudo-median of gains, the verdict on whether it is one, and how many blocks an undecided one still needs.
+
+    No gain is 0; what lies within +-limit is equivalent.
+    """
+    values = np.array(gains)
+    found = hodges_lehmann(values)
+    if found.confidence is not None:
+        if -limit <= found.low and found.high <= limit:
+            return found, "equivalent", None
+        if found.low > 0 or found.high < 0:
+            return found, "faster" if found.low > 0 else "slower", None
+    return found, "undecided", _more_blocks(values, found.value, limit)
+
+
+def _more_blocks(gains: Floats, centre: float, limit: float) -> int:
     """About how many more blocks would make the interval narrow enough to clear zero or to fit into the margin."""
-    n = logs.size
+    n = gains.size
     if n < 2:
         return MIN_BLOCKS - n
     narrow_enough = max(abs(centre), limit - abs(centre))
-    need = (NormalDist().inv_cdf((1 + LEVEL) / 2) * float(logs.std(ddof=1)) / narrow_enough) ** 2
+    need = (NormalDist().inv_cdf((1 + LEVEL) / 2) * float(gains.std(ddof=1)) / narrow_enough) ** 2
     return max(1, MIN_BLOCKS - n, math.ceil(need) - n)
 
 

@@ -14,6 +14,7 @@ from pneumo.study.breakdown import Block
 from pneumo.study.explain import Explainer
 from pneumo.study.metrics import Predictions, natural_prevalence, quality, subgroups, youden_threshold
 from pneumo.study.results import load_run, load_table, write_json
+from pneumo.study.rivals import Steps, rivals
 from pneumo.study.schema import AucDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
 from pneumo.study.statistics import Estimate, compare, delong_difference, mcnemar, median
 
@@ -64,11 +65,14 @@ def summarize(folder: Path, *, write: bool = True) -> Summary:
     explainer = Explainer(folder, run, chosen)
     by_run = {timing.entry.run: timing for timing in timings}
     first = quality_reference(timings)
-    rows = []
+    rows, steps = [], []
     for timing in timings:
         reference = by_run.get(chosen.get(timing.entry.run, -1))
-        rows.append(_row(run, timing, reference, explainer.account(timing.entry), answers, first))
-    summary = Summary(study=run.study, cores=run.cores, rows=rows)
+        account = explainer.account(timing.entry)
+        rows.append(_row(run, timing, reference, account, answers, first))
+        if account is not None:
+            steps.append(Steps.of(account))
+    summary = Summary(study=run.study, cores=run.cores, rows=rows, comparisons=rivals(steps))
     if write:
         write_json(folder / "summary.json", summary)
     return summary

@@ -30,6 +30,7 @@ from pneumo.study.cells import (
 from pneumo.study.metrics import MIN_SUBGROUP, is_sample, natural_prevalence
 from pneumo.study.results import load_run
 from pneumo.study.schema import PHASES, Row, RunEntry, RunFile, Summary
+from pneumo.study.standings import standings
 from pneumo.study.summary import summarize
 
 WIDTH = 100
@@ -55,7 +56,8 @@ def show(folder: Path, console: Console | None = None, summary: Summary | None =
     accounts = losses.explain(folder, run, summary)
     parts = (
         *(comparison(run, summary), per_rank(folder, run, summary)),
-        *(losses.losses(run, summary, accounts), losses.per_rank(summary, accounts["train"]), losses.late(summary)),
+        *(losses.losses(run, summary, accounts), standings(summary)),
+        *(losses.per_rank(summary, accounts["train"]), losses.late(summary)),
         *(losses.what_if(run, summary, accounts["train"]), quality(run, summary), groups(summary)),
     )
     for part in parts:
