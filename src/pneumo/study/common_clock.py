@@ -27,6 +27,7 @@ Floats = NDArray[np.float64]
 
 MOST_DRIFT = 1e-3  # of two clocks against each other: the kernel slews each by at most 500 ppm (adjtimex(2))
 PPM = 1e6
+UNKNOWN = "and by how much their clocks differ is unknown: ranks cannot be compared between hosts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,21 +156,27 @@ def bound_ns(clock: Clock | None, ranks: int) -> float:
 
 def describe(run: RunFile) -> str:
     """How well the clocks of a result's ranks agree, for the legend of every table that compares ranks."""
-    if run.clock is None or (len(run.clock.hosts) > 1 and not run.clock.samples):
-        if len(run.hosts) == 1:
-            return "one host's, the same for all ranks (this result does not say that it was checked)"
-        return f"{len(run.hosts)} hosts, by how much theirs differ is unknown: nothing between hosts can be compared"
-    checks = [host.check_ns for host in run.clock.hosts if host.check_ns is not None]
+    if run.clock is not None:
+        return agreement(run.clock)
+    if len(run.hosts) == 1:
+        return "ranks of one host share one clock (which this result does not say was checked)"
+    return f"{len(run.hosts)} hosts, {UNKNOWN}"
+
+
+def agreement(clock: Clock) -> str:
+    """How well clocks agree, in words."""
+    checks = [host.check_ns for host in clock.hosts if host.check_ns is not None]
     checked = f"; round trips between them agree within {duration(max(checks))}" if checks else ""
     shared = f"ranks of one host share one clock (error below 1 us{checked})"
-    common = common_clock(run.clock)
-    if common is None:
+    if len(clock.hosts) == 1:
         return shared
-    tracks = [track for track in common.tracks if track is not None]
-    bound = duration(common.bound_ns(max(rank for host in run.clock.hosts for rank in host.ranks) + 1))
+    tracks = [track for track in CommonClock(clock).tracks if track is not None]
+    if len(tracks) < len(clock.hosts) - 1:
+        return f"{len(clock.hosts)} hosts, {UNKNOWN}"
+    bound = duration(bound_ns(clock, 1 + max(rank for host in clock.hosts for rank in host.ranks)))
     drift = math.ceil(PPM * max(abs(track.drift) + track.drift_bound for track in tracks))
-    drifts = "measured only once" if any(track.at.size == 1 for track in tracks) else f"drift up to {drift} ppm"
-    return f"{len(run.clock.hosts)} hosts, offsets within {bound}, {drifts}; {shared}"
+    drifts = "measured once" if any(track.at.size == 1 for track in tracks) else f"drift up to {drift} ppm"
+    return f"{len(clock.hosts)} hosts, offsets within {bound}, {drifts}; {shared}"
 
 
 def duration(ns: float) -> str:
