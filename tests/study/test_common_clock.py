@@ -1,5 +1,6 @@
 """The common clock: the truth lies within the bound, order is kept, and a result of two clocks is that of one."""
 
+import io
 import math
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from accounts import account_of, closes, row_of
 from clocks import Ahead, measured, restamp, sample, trips, two_hosts
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from synthetic import START_NS, run_file, step_rows
 
 from pneumo.study import common_clock as cc
@@ -19,6 +21,7 @@ from pneumo.study.common_clock import MOST_DRIFT, CommonClock, Track, bound_ns, 
 from pneumo.study.results import STAMPS, ResultFolder, load_run, load_table, on_common_clock, table_schema
 from pneumo.study.schema import ClockHost, ClockSample
 from pneumo.study.summary import summarize
+from pneumo.study.tables import show
 
 S, US = 10**9, 1000
 DELAYS = st.lists(st.tuples(st.integers(0, 10**7), st.integers(0, 10**7)), min_size=1, max_size=12)
@@ -110,7 +113,7 @@ def test_ranks_are_moved_by_their_hosts_clock_and_unknown_ones_stay() -> None:
     assert common.bound_ns(3) == pytest.approx(sum(t.worst for t in common.tracks if t))
 
 
-def result(tmp_path: Path) -> tuple[Path, Path]:
+def result(tmp_path: Path, least_ns: int = 5_000) -> tuple[Path, Path]:
     """The same study twice: on one clock, and with ranks 2 and 3 on a host whose clock is ahead and fast."""
     lateness = simulated.asleep(20 * simulated.MS)
     paths = []
@@ -120,7 +123,7 @@ def result(tmp_path: Path) -> tuple[Path, Path]:
             simulated.study(out, 4, extra=lambda r, _s, p: lateness if (r, p) == (3, "backward") else None, blocks=6)
         )
     clock = Ahead(START_NS, 1000 * S, 3e-6)
-    samples = measured(clock, [START_NS + b * 10**12 - S for b in range(1, 8)], rank=2)
+    samples = measured(clock, [START_NS + b * 10**12 - S for b in range(1, 8)], rank=2, least_ns=least_ns)
     restamp(paths[1], clock, [2, 3], two_hosts([2, 3], samples, 4))
     return paths[0], paths[1]
 
@@ -190,6 +193,23 @@ def test_the_bound_is_said_in_words(tmp_path: Path) -> None:
     assert describe(run_file(clock=shared)).startswith("ranks of one host share one clock (error below 1 us;")
     assert (common_clock(shared), bound_ns(shared, 2), bound_ns(None, 2)) == (None, 0.0, 0.0)
     assert cc.UNKNOWN in describe(run_file(clock=two_hosts([1], [], 2)))
+
+
+@pytest.mark.parametrize(("least_ns", "uncertain"), [(5_000, False), (2_000_000, True)])
+def test_tables_that_compare_ranks_print_the_bound(
+    screen: Console, tmp_path: Path, least_ns: int, uncertain: bool
+) -> None:
+    """And words say which parts of blocked time it makes uncertain by more than a hundredth."""
+    show(result(tmp_path, least_ns)[1], screen)
+    assert isinstance(screen.file, io.StringIO)
+    parts = screen.file.getvalue().split("\n\n")
+    titles = ("Comparison", "Where each rank's time", "Where the efficiency", "The same for each rank", "Who was late")
+    for title in (*titles, "Efficiencies after POP"):
+        text = " ".join(next(part for part in parts if part.startswith(title)).split())
+        assert "clock 2 hosts, offsets within " in text, title
+    text = " ".join(screen.file.getvalue().split())
+    assert ("The ranks' clocks agree within 2.1 ms, over" in text) == uncertain
+    assert ("uncertain of waiting for late ranks" in text) == uncertain
 
 
 @pytest.mark.parametrize(

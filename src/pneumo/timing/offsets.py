@@ -94,7 +94,8 @@ class Offsets:
         mine = next(ranks for ranks in together.values() if comm.rank in ranks)
         # Of each rank but its host's first: by how much its clock can differ from the first one's, and whether 0 fits.
         found: dict[int, tuple[int, bool]] = {}
-        for part in collective.gather(comm, lambda: self._check(mine)):
+        checked = self._check(mine)  # not within `gather`, which would wait for a rank that does not answer
+        for part in collective.gather(comm, lambda: checked):
             found |= part
         self._name = collective.gather(comm, socket.gethostname)
         self._hosts: list[ClockHost] = []
