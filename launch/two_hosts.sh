@@ -4,22 +4,23 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: ./launch/two_hosts.sh [--rate 1gbit] [--ranks 2] COMMAND [ARGUMENT...]
+usage: ./launch/two_hosts.sh [--rate 1gbit] [--ranks 2] [--shift 0] COMMAND [ARGUMENT...]
 
 Starts COMMAND with mpirun on two hosts, --ranks on each: two network namespaces with names, addresses and host names of
-their own, joined by a virtual cable that is shaped to --rate (a rate as tc writes it; 0: not shaped). Everything is removed
-at the end. It needs root, ip and tc (on Debian: iproute2), and the activated environment. No traffic leaves the two
-namespaces.
+their own, joined by a virtual cable that is shaped to --rate (a rate as tc writes it; 0: not shaped). The monotonic clock
+of the second is --shift seconds ahead, by a time namespace (0: one clock for both). Everything is removed at the end.
+It needs root, ip and tc (on Debian: iproute2), and the activated environment. No traffic leaves the two namespaces.
 
 exit codes: the command's; 2 something is missing on this machine
 TEXT
 }
 
-rate=1gbit ranks=2
+rate=1gbit ranks=2 shift=0
 while [[ ${1:-} == --* ]]; do
     case $1 in
     --rate) rate=${2:?--rate needs a value} && shift 2 ;;
     --ranks) ranks=${2:?--ranks needs a value} && shift 2 ;;
+    --shift) shift=${2:?--shift needs a value} && shift 2 ;;
     --help) usage && exit 0 ;;
     *) printf 'two_hosts.sh: unknown option %s; see --help\n' "$1" >&2 && exit 2 ;;
     esac
@@ -32,6 +33,13 @@ needed=(ip unshare mpirun)
 [[ $rate == 0 ]] || needed+=(tc)
 for tool in "${needed[@]}"; do command -v "$tool" >/dev/null || missing+=("$tool"); done
 ((${#missing[@]} == 0)) || { printf 'two_hosts.sh: this needs %s.\n' "${missing[*]}" >&2 && exit 2; }
+
+ahead=
+if [[ $shift != 0 ]]; then
+    ahead="--time --monotonic $shift --fork --kill-child"
+    # shellcheck disable=SC2086 # several words
+    unshare $ahead true || { printf 'two_hosts.sh: time namespaces are not allowed here.\n' >&2 && exit 2; }
+fi
 
 name=pneumo$$
 scratch=$(mktemp -d)
@@ -61,9 +69,10 @@ done
 
 cat >"$scratch/agent" <<TEXT # how Open MPI starts its daemon on another host: agent HOST COMMAND...
 #!/bin/sh
-host=\$1
+host=\$1 ahead=
 shift
-exec ip netns exec "$name\${host#host}" unshare -u sh -c "hostname \$host; \$*"
+[ \$host = hosta ] || ahead="$ahead"
+exec ip netns exec "$name\${host#host}" unshare -u \$ahead sh -c "hostname \$host; \$*"
 TEXT
 chmod +x "$scratch/agent"
 unset PRTE_MCA_rmaps_default_mapping_policy # it would fill the first host

@@ -11,6 +11,7 @@ import pytest
 from harness import Launcher
 
 from pneumo import checks, doctor, installed, machine
+from pneumo.study.schema import Clock, ClockHost, ClockSample
 
 
 def states(path: Path) -> dict[str, str]:
@@ -29,6 +30,20 @@ def test_two_ranks_are_one_world_and_rank_0_speaks(mpirun: Launcher, tmp_path: P
         (number, sorted(os.sched_getaffinity(0))) for number in (0, 1)
     ]
     assert "bad" not in states(tmp_path / "d.json").values()
+    assert report["clock"]["hosts"][0]["ranks"] == [0, 1]
+    assert "one host share one clock (error below 1 us; round trips between them agree within" in result.stdout
+
+
+def test_clocks_that_are_known_roughly_are_a_warning() -> None:
+    """Beyond a millisecond; one that could not be measured too, and where nobody tried there is nothing to say."""
+    hosts = [ClockHost(name="a", ranks=[0]), ClockHost(name="b", ranks=[1])]
+    for bound_ns, state in ((20_000, "ok"), (3_000_000, "warn")):
+        sample = ClockSample(rank=1, at_ns=5 * 10**9, offset_ns=-(10**9), bound_ns=bound_ns)
+        check = checks.check_clock(Clock(resolution_ns=1, source=None, hosts=hosts, samples=[sample]))
+        assert check.state == state
+        assert "b is 1.000000 s behind" in check.text
+    assert checks.check_clock("Rank 1 does not answer.").state == "warn"
+    assert checks.check_clock(None).state == "ok"
 
 
 def test_mpi_is_started_and_ended_by_the_world_alone(mpirun: Launcher) -> None:

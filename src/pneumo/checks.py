@@ -12,6 +12,8 @@ from typing import Any
 
 from pneumo import machine, places, process
 from pneumo.installed import horovod_facts, native_facts, unusable_horovod, version
+from pneumo.study.common_clock import agreement, bound_ns, duration
+from pneumo.study.schema import Clock
 from pneumo.world import launched
 
 # What the main job imports, by the name of the distribution.
@@ -32,6 +34,7 @@ NEEDED = {
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LITTLE_SHM, LITTLE_DISK = 1 << 28, 2 << 30
+COARSE_NS = 1e6  # an error of clocks from which peer waits of a usual step are uncertain by more than a hundredth
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,16 +224,13 @@ def check_machine(here: machine.Machine, ranks: Sequence[Rank]) -> list[Check]:
 
 
 def check_places(ranks: Sequence[Rank]) -> list[Check]:
-    """Shared memory, open ports, free disk and the clock."""
+    """Shared memory, open ports and free disk."""
     shm = machine.free_bytes("/dev/shm")
     small = f"/dev/shm has {size(shm)}: give the container more (--shm-size=1g), or ranks cannot share memory."
     disk, cache = machine.free_bytes("."), machine.free_bytes(places.user_cache())
     full = "Free some disk, or write elsewhere with --out and --cache."
     open_to = sorted({where for rank in ranks for where in rank.listening})
     others = [where for where in open_to if not machine.is_loopback(where)]
-    step_ns, cost_ns = machine.clock()
-    hosts = len({rank.host for rank in ranks})
-    shared = "one clock for all ranks" if hosts == 1 else f"{hosts} hosts, each with its own clock"
     return [
         Check(
             "/dev/shm", *(("ok", f"{size(shm)} free") if shm >= LITTLE_SHM else ("warn", f"{size(shm)} free", small))
@@ -242,8 +242,25 @@ def check_places(ranks: Sequence[Rank]) -> list[Check]:
             f"{size(disk)} here, {size(cache)} in the cache",
             "" if min(disk, cache) >= LITTLE_DISK else full,
         ),
-        Check("clock", "ok", f"steps of {step_ns} ns, {cost_ns:.0f} ns a reading; {shared}"),
     ]
+
+
+def check_clock(clock: Clock | str | None) -> Check:
+    """The clock, and how far those of the ranks may differ, as round trips between them have just told."""
+    step_ns, cost_ns = machine.clock()
+    own = f"steps of {step_ns} ns, {cost_ns:.0f} ns a reading"
+    if not isinstance(clock, Clock):
+        return Check("clock", "warn" if clock else "ok", f"{own}; {clock}" if clock else own, clock or "")
+    text = f"{own}; {agreement(clock)}"
+    for host in clock.hosts[1:]:
+        sample = next(sample for sample in clock.samples if sample.rank == host.ranks[0])
+        ahead, bound = sample.offset_ns / 1e9, duration(sample.bound_ns)
+        text += f"; {host.name} is {abs(ahead):.6f} s {'ahead' if ahead > 0 else 'behind'}, known within {bound}"
+    coarse = bound_ns(clock, 1 + max(rank for host in clock.hosts for rank in host.ranks)) > COARSE_NS
+    advice = (
+        "The clocks of the hosts are known roughly: who waited for whom is uncertain by as much; try a faster network."
+    )
+    return Check("clock", "warn" if coarse else "ok", text, advice if coarse else "")
 
 
 def size(count: int) -> str:
@@ -273,8 +290,8 @@ def check_native(found: dict[str, Any] | None) -> Check:
     )
 
 
-def examine(mpi: Mpi | str, ranks: Sequence[Rank]) -> list[Check]:
-    """All checks in the order of the list; `mpi` is a sentence where MPI cannot be loaded."""
+def examine(mpi: Mpi | str, ranks: Sequence[Rank], clock: Clock | str | None = None) -> list[Check]:
+    """All checks in the order of the list; `mpi` is a sentence where MPI cannot be loaded, `clock` where it failed."""
     here = machine.machine()
     python = Check("Python", "ok", f"{platform.python_version()}, pneumo {version('pneumo') or 'not installed'}")
     start = check_mpi(mpi) if isinstance(mpi, Mpi) else [Check("MPI library", "bad", mpi, "Run ./launch/setup.sh.")]
@@ -287,4 +304,5 @@ def examine(mpi: Mpi | str, ranks: Sequence[Rank]) -> list[Check]:
         check_packages(),
         *check_machine(here, ranks),
         *check_places(ranks),
+        check_clock(clock),
     ]

@@ -9,12 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 from cyclopts import App, CycloptsError, Parameter
 
 from pneumo import collective, machine, places, process
 from pneumo.checks import NEEDED, THREADS, Check, Mpi, Rank, examine, probe_mpi
 from pneumo.errors import PneumoError, Refused
 from pneumo.installed import horovod_facts, native_facts, version
+from pneumo.study.schema import Clock
+from pneumo.timing.offsets import Offsets
 from pneumo.world import launched, start_mpi, stop_mpi
 
 TICKS = {"ok": "✓", "info": "·", "warn": "!", "bad": "✗"}
@@ -70,18 +73,27 @@ def command(
     world = mpi.COMM_WORLD
     mine = Rank(world.rank, platform.node(), mask, machine.listening())
     ranks = world.gather(mine)
+    clock = _clock(world)
     # Where every rank is alone in its own world, each is its rank 0: only the launcher's first one speaks.
     silent = world.rank != 0 or (world.size == 1 and started is not None and started[2] != 0)
-    code = 0 if silent else report(probe_mpi(world, mpi), ranks or [mine], json)
+    code = 0 if silent else report(probe_mpi(world, mpi), ranks or [mine], json, clock)
     collective.wait_for_all(world)
     code = int(world.bcast(code))
     stop_mpi(mpi)
     return code
 
 
-def report(mpi: Mpi | str, ranks: Sequence[Rank], json: Path | None) -> int:
+def _clock(world: Any) -> Clock | str:
+    """Measure the ranks' clocks; a sentence where that fails, for a doctor has to say more than that. Collective."""
+    try:
+        return Offsets(world).clock()
+    except PneumoError as error:
+        return str(error)
+
+
+def report(mpi: Mpi | str, ranks: Sequence[Rank], json: Path | None, clock: Clock | str | None = None) -> int:
     """Print the list and the advice, write the JSON; returns the exit code."""
-    checks = examine(mpi, ranks)
+    checks = examine(mpi, ranks, clock)
     able = all(check.state != "bad" for check in checks)
     width = max(len(check.name) for check in checks)
     for check in checks:
@@ -94,6 +106,7 @@ def report(mpi: Mpi | str, ranks: Sequence[Rank], json: Path | None) -> int:
             "checks": [asdict(check) for check in checks],
             "mpi": asdict(mpi) if isinstance(mpi, Mpi) else None,
             "ranks": [asdict(rank) for rank in ranks],
+            "clock": msgspec.to_builtins(clock) if isinstance(clock, Clock) else None,
             "facts": facts(),
         }
         json.write_text(json_format.dumps(content, indent=1) + "\n")

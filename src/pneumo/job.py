@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pneumo.data.store import Store
     from pneumo.study.results import ResultFolder
     from pneumo.study.schema import DataFacts, RunFile
+    from pneumo.timing.offsets import Offsets
     from pneumo.train import Block, Shares, Training
 
 SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
@@ -47,6 +48,7 @@ class Job:
         self._sampling = make_sampling(plan, self._schedule)
         self._sizes: dict[int, Any] = {}
         self._shares: dict[int, Shares] = {}
+        self._offsets: Offsets | None = None
         self._started = _utc_now()
 
     def train(self) -> None:
@@ -55,6 +57,9 @@ class Job:
         if world.one_node:
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"
             os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+        from pneumo.timing.offsets import Offsets
+
+        self._offsets = offsets = Offsets(world.comm)
         world.run_on_first(lambda: self.write_run("running"))
         self._say("starting torch on all ranks")
         logging.getLogger("torch.distributed").setLevel(logging.ERROR)
@@ -73,16 +78,19 @@ class Job:
         for training in trainings:
             self._say.now_and_then(f"warming up {training.run}")
             speed[training.run.run] = self._advance(training, 0, self._schedule.warmup, warmup=True)
+            offsets.sample()
         blocks, steps = self._schedule.blocks, world.share(self._block_steps(trainings, speed, begin))
         self._say(self._describe(len(trainings), steps))
         for block in range(1, blocks + 1):
             for training in order(trainings, block):
                 self._advance(training, block, steps, warmup=False)
+                offsets.sample()
                 self._say.now_and_then(self._left(block, blocks, begin))
-            world.run_on_first(self._results.flush)
+            world.run_on_first(self._flush)
         self._say("evaluating on the validation patients")
         for training in trainings:
             self._evaluate(training, blocks)
+            offsets.sample()
         for training in (*trainings, *self._shares.values()):
             training.close()
         groups.close()
@@ -149,6 +157,12 @@ class Job:
             self._results.add_steps(found.steps)
             self._results.add_collectives(found.collectives)
             self._results.add_spans(found.spans(training.run.run, rank))
+
+    def _flush(self) -> None:
+        """Write the rows so far, and the offsets without which those of several hosts cannot be read; on rank 0."""
+        self._results.flush()
+        if self._offsets is not None and self._offsets.several:
+            self.write_run("running")
 
     def _evaluate(self, training: "Training", block: int) -> None:
         with training.awake():
@@ -262,6 +276,7 @@ class Job:
             warmup_steps=self._schedule.warmup,
             sampling=self._sampling,
             data=self._data,
+            clock=self._offsets.clock() if self._offsets else None,
             provenance=provenance.collect(world.mpi_version()),
         )
 

@@ -1,6 +1,6 @@
 """A result of many ranks, written and accounted for: seconds and peak memory. By hand: python tests/study/big_result.py
 
-python tests/study/big_result.py [RANKS STEPS COLLECTIVES]      by default 1024 ranks, 1000 steps of 10 collectives
+python tests/study/big_result.py [RANKS STEPS COLLECTIVES [HOSTS]]    by default 1024 ranks, 1000 steps of 10, one clock
 """
 
 import resource
@@ -18,17 +18,20 @@ import simulated
 from synthetic import START_NS, entry, run_file
 
 from pneumo.study.results import ResultFolder, table_schema, write_json
-from pneumo.study.schema import PHASES
+from pneumo.study.schema import PHASES, Clock, ClockHost, ClockSample
 
 US = 1000
 BLOCKS = 10
 
 
-def write(out: Path, ranks: int, steps: int, collectives: int, blocks: int = BLOCKS) -> Path:
-    """Write a result of a serial run and one of `ranks`, whose ranks are late at random; a part of it at a time."""
+def write(out: Path, ranks: int, steps: int, collectives: int, hosts: int = 1, blocks: int = BLOCKS) -> Path:
+    """Write a result of a serial run and one of `ranks`, whose ranks are late at random; a part of it at a time.
+
+    With several `hosts` each has a clock that was measured 100 times, and found to be rank 0's.
+    """
     runs = [simulated.SERIAL, ("ddp", "gloo", ranks, 1)]
     folder = ResultFolder.create(out, "big")
-    write_json(folder.path / "run.json", run_file(runs, cores=ranks))
+    write_json(folder.path / "run.json", run_file(runs, cores=ranks, clock=_clock(ranks, hosts)))
     each = steps // blocks
     serial = simulated.serial_rows(entry(0, *runs[0]), {1: 10 * US}, blocks=blocks, steps=each)
     names = ("steps", "collectives")
@@ -41,6 +44,15 @@ def write(out: Path, ranks: int, steps: int, collectives: int, blocks: int = BLO
     for file in files:
         file.close()
     return folder.path
+
+
+def _clock(ranks: int, hosts: int) -> Clock:
+    found = [ClockHost(name=str(i), ranks=part.tolist()) for i, part in enumerate(np.array_split(range(ranks), hosts))]
+    moments = [START_NS + i * 10**12 for i in range(100)]
+    samples = [
+        ClockSample(rank=host.ranks[0], at_ns=at, offset_ns=0, bound_ns=20 * US) for host in found[1:] for at in moments
+    ]
+    return Clock(resolution_ns=1, source="tsc", hosts=found, samples=samples)
 
 
 def _block(
@@ -121,12 +133,12 @@ def measure(path: Path) -> tuple[float, float]:
 
 def main() -> None:
     """Write, measure, print."""
-    ranks, steps, collectives = map(int, sys.argv[1:4] or (1024, 1000, 10))
+    shape = [int(number) for number in sys.argv[1:] or (1024, 1000, 10)]
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        path = write(Path(folder), ranks, steps, collectives)
+        path = write(Path(folder), *shape)
         size = sum(f.stat().st_size for f in path.iterdir()) / 2**20
-        print(f"{ranks} x {steps} x {collectives} written in {time.perf_counter() - start:.0f} s, {size:.0f} MiB")
+        print(f"{' x '.join(map(str, shape))} written in {time.perf_counter() - start:.0f} s, {size:.0f} MiB")
         print("account: {:.1f} s, peak {:.2f} GiB".format(*measure(path)))
     print(f"(the writer's own peak: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB)")
 

@@ -56,7 +56,8 @@ class Account:
     Everything is (blocks, ranks). `useful_s` is the steps' time outside `comm`, the reference's for as many images.
     `terms` are TERMS, None where the study cannot tell them: all but the first three
     without a reference, `replicated` and `slower_on_cpu` without share rows. `items` split a term: their sum is the
-    term, except for those of `aside`, which explain without adding up.
+    term, except for those of `aside`, which explain without adding up. `num_waits` counts the records of blocked
+    time, each part of which may be wrong by `clock_ns`, the error of the run's ranks' clocks against each other.
     """
 
     entry: RunEntry
@@ -71,6 +72,8 @@ class Account:
     items: dict[str, dict[str, Floats]]
     aside: dict[str, Floats]
     traffic: Traffic
+    num_waits: int = 0
+    clock_ns: float = 0.0
     faults: Faults = field(default_factory=Faults)
     durations: Durations = field(default_factory=Durations)
     late: list[Late] = field(default_factory=list)

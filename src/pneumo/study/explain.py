@@ -11,6 +11,7 @@ from pneumo.study import breakdown
 from pneumo.study.account import Account, Reference, make_account, share_cost
 from pneumo.study.breakdown import Columns, select
 from pneumo.study.collectives import Group, StepKeys, durations, load
+from pneumo.study.common_clock import bound_ns
 from pneumo.study.late import Clocks, late
 from pneumo.study.ledger import Ledger, blocked, ledger
 from pneumo.study.replay import WhatIf, what_if
@@ -31,7 +32,7 @@ class Explainer:
     def __init__(self, folder: Path, run: RunFile, references: Mapping[int, int], *, replay: bool = False) -> None:
         self._folder, self._chosen, self._replay = folder, references, replay
         self._entries = {entry.run: entry for entry in run.runs}
-        self._named = injected(run.config)
+        self._named, self._clock = injected(run.config), run.clock
         self._latest: tuple[int, Columns] | None = None
         self._made: dict[tuple[int, str], Reference | None] = {}
 
@@ -65,6 +66,8 @@ class Explainer:
             reference if shared else None,
             shares,
             self._named,
+            num_waits=sum(int(group.blocked.sum()) for group in groups),
+            clock_ns=bound_ns(self._clock, entry.ranks),
             faults=replace(faults, silent_ranks=_silent(sums, groups)),
             durations=durations(groups),
             late=lateness,

@@ -11,6 +11,7 @@ from rich.text import Text
 from pneumo.study.account import NO_SHARES, TERMS, Account
 from pneumo.study.cells import NOTHING, add_columns, decimals, legend, name_of, new_table, number
 from pneumo.study.collectives import Floats
+from pneumo.study.common_clock import describe
 from pneumo.study.explain import KINDS, Explainer
 from pneumo.study.scaling import fit, pop
 from pneumo.study.schema import Row, RunFile, Summary
@@ -50,7 +51,7 @@ def losses(run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, A
         table.add_row("  low", "", *(number(x.low if x else None, 1) for x in limits), style="dim")
         table.add_row("  high", "", *(number(x.high if x else None, 1) for x in limits), style="dim")
     yield table
-    yield legend(_about(rows, training))
+    yield legend([*_about(rows, training), ("clock", describe(run))])
     for paragraph in paragraphs(rows, training, run.cores):
         yield Text(paragraph)
     others = [(row, kind) for kind in KINDS[1:] for row in _compared(summary, accounts[kind])]
@@ -109,7 +110,7 @@ def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tup
         )
 
 
-def per_rank(summary: Summary, accounts: Mapping[int, Account]) -> Iterable[RenderableType]:
+def per_rank(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> Iterable[RenderableType]:
     """The account of each rank in seconds: what it lost, and by what."""
     rows = _compared(summary, accounts)
     if not rows:
@@ -127,7 +128,8 @@ def per_rank(summary: Summary, accounts: Mapping[int, Account]) -> Iterable[Rend
         if len(shown) < row.ranks:
             table.add_row("", f"+{row.ranks - len(shown)}", *["..."] * len(columns), style="dim")
     yield table
-    yield legend([("hidden", "seconds that collectives took while the rank computed: nothing is lost by them")])
+    hidden = "seconds that collectives took while the rank computed: nothing is lost by them"
+    yield legend([("hidden", hidden), ("clock", describe(run))])
 
 
 def _most_lost(lost: Floats | None, ranks: int) -> list[int]:
@@ -137,7 +139,7 @@ def _most_lost(lost: Floats | None, ranks: int) -> list[int]:
     return sorted(np.argsort(-lost, kind="stable")[:MOST_RANKS].tolist())
 
 
-def late(summary: Summary) -> Iterable[RenderableType]:
+def late(run: RunFile, summary: Summary) -> Iterable[RenderableType]:
     """The ranks that the others waited for, worst first."""
     rows = [row for row in summary.rows if row.late]
     if not rows:
@@ -155,7 +157,8 @@ def late(summary: Summary) -> Iterable[RenderableType]:
             )
     yield table
     how = "the phase is where it exceeds the others' median most since its last wait, the cause what grew there"
-    yield legend([("late", f"the last rank to arrive answers for what the others waited; {how}")])
+    who = f"the last rank to arrive answers for what the others waited; {how}"
+    yield legend([("late", who), ("clock", describe(run))])
 
 
 def what_if(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> Iterable[RenderableType]:
@@ -203,3 +206,4 @@ def _about_what_if(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
                 yield law, f"{backend} {comm}: " + ", ".join(values)
     for limit in limits:
         yield "but", limit
+    yield "clock", describe(run)

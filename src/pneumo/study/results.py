@@ -20,9 +20,15 @@ from pneumo.study.schema import PHASES, RunFile, Summary, names_a_folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from pneumo.study.common_clock import CommonClock
+
 File = TypeVar("File", RunFile, Summary)
 
 TABLES = ("steps", "collectives", "spans", "predictions")
+STAMPS = (
+    *("begin_ns", "end_ns", "enqueued_ns", "started_ns", "finished_ns", "wait_begin_ns", "wait_end_ns"),
+)  # the columns that are moments of a rank's clock, whatever the table; the others in ns are durations
+CHUNK = 1 << 20  # stamps moved at a time
 
 
 @cache
@@ -93,7 +99,7 @@ class ResultFolder:
         load_run(path)
         folder = cls(path)
         for name in TABLES:
-            folder._chunks[name] = [load_table(path, name)]
+            folder._chunks[name] = [_read_table(path, name)]
         return folder
 
     def write_run(self, run: RunFile) -> None:
@@ -220,25 +226,66 @@ def load_table(
 
     Stamps are on the common clock of all ranks. Raises Refused where the file is damaged.
     """
+    from pneumo.study.common_clock import common_clock
+
+    wanted = table_schema(name).names if columns is None else list(columns)
+    common = None
+    if set(wanted) & set(STAMPS) and (folder / "run.json").exists():
+        common = common_clock(load_run(folder).clock)
+    if common is None:
+        return _read_table(folder, name, columns=wanted, run=run, steps=steps)
+    extra = [] if "rank" in wanted else ["rank"]
+    # The file's table has no name here: its columns are let go one by one as they are moved.
+    return on_common_clock(common, _read_table(folder, name, columns=wanted + extra, run=run, steps=steps)).select(
+        wanted
+    )
+
+
+def _read_table(
+    folder: Path,
+    name: str,
+    *,
+    columns: list[str] | None = None,
+    run: int | None = None,
+    steps: Sequence[int] | None = None,
+) -> "pa.Table":
+    """As `load_table`, the stamps as they were written: each rank's own."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path, schema = folder / f"{name}.parquet", table_schema(name)
     if not path.exists():
-        return schema.empty_table() if columns is None else schema.empty_table().select(list(columns))
+        return schema.empty_table() if columns is None else schema.empty_table().select(columns)
     kept: list[tuple[str, str, Any]] = [] if run is None else [("run", "==", run)]
     kept += [] if steps is None else [("step", "in", list(steps))]
-    wanted = None if columns is None else list(columns)
     try:
-        table = pq.read_table(path, schema=schema, columns=wanted, filters=kept or None)
+        return pq.read_table(path, schema=schema, columns=columns, filters=kept or None)
     except (pa.ArrowException, OSError) as error:
         raise Refused(f"{path} is not a table that this version reads: {str(error).splitlines()[0]}.") from error
-    return on_common_clock(folder, table)
 
 
-def on_common_clock(folder: Path, table: "pa.Table") -> "pa.Table":
-    """The one place where a result's stamps are moved to the common clock; every reader of a table comes by here.
+def on_common_clock(common: "CommonClock | None", table: "pa.Table") -> "pa.Table":
+    """The one place where a result's stamps are moved to rank 0's clock; every reader of a table comes by here.
 
-    The ranks of one host share a monotonic clock, and offsets between hosts are not recorded: the stamps stay.
+    The table needs its column `rank`. Where nothing is to be moved it is returned as it is. Durations stay: the clocks'
+    drift changes them by parts of a million.
     """
+    if common is None:
+        return table
+    for column in [name for name in table.column_names if name in STAMPS]:
+        moved = _moved(common, table.select([column, "rank"]))
+        table = table.set_column(table.column_names.index(column), table.schema.field(column), moved)
     return table
+
+
+def _moved(common: "CommonClock", table: "pa.Table") -> "pa.ChunkedArray":
+    """A column of stamps, the first of the table, on the common clock; a piece at a time."""
+    import pyarrow as pa
+
+    pieces = []
+    for batch in table.to_batches(max_chunksize=CHUNK):
+        stamps, ranks = batch.columns
+        unknown = stamps.is_null().to_numpy(zero_copy_only=False) if stamps.null_count else None
+        values = (stamps.fill_null(0) if stamps.null_count else stamps).to_numpy()
+        pieces.append(pa.array(common.move(values, ranks.to_numpy()), mask=unknown))
+    return pa.chunked_array(pieces, type=pa.int64())

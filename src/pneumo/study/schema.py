@@ -93,8 +93,47 @@ class Sampling(_Strict, frozen=True, kw_only=True):
         return range(0, steps, max(1, -(-steps // self.steps_per_block)))
 
 
+class ClockHost(_Strict, frozen=True, kw_only=True):
+    """Ranks that read one and the same clock, since they run under one kernel and in one time namespace of it.
+
+    `check_ns` is what round trips between the first of them and the others told of it: that their clocks differ by no
+    more. None where the rank is alone.
+    """
+
+    name: str
+    ranks: list[int]
+    check_ns: int | None = None
+
+
+class ClockSample(_Strict, frozen=True, kw_only=True):
+    """One measurement of a clock against rank 0's, for all ranks of its host: `rank` is their first.
+
+    At `at_ns` of that clock it was `offset_ns` ahead of rank 0's, give or take `bound_ns`, which holds for certain.
+    """
+
+    rank: int
+    at_ns: int
+    offset_ns: int
+    bound_ns: int
+
+
+class Clock(_Strict, frozen=True, kw_only=True):
+    """The clocks (CLOCK_MONOTONIC) behind a result's stamps: who shares one, rank 0's first, and how far they differ.
+
+    `source` is the clock source of rank 0's kernel, `resolution_ns` the clock's unit.
+    """
+
+    resolution_ns: int
+    source: str | None
+    hosts: list[ClockHost]
+    samples: list[ClockSample] = []
+
+
 class RunFile(_Strict, frozen=True, kw_only=True):
-    """run.json: the configuration, the runs and the provenance of a result; `cores` are those of all hosts together."""
+    """run.json: the configuration, the runs and the provenance of a result; `cores` are those of all hosts together.
+
+    Where `clock` has more than one host, the stamps of the tables are each rank's own; `results.load_table` moves them.
+    """
 
     schema: int = VERSION
     study: str
@@ -110,6 +149,7 @@ class RunFile(_Strict, frozen=True, kw_only=True):
     warmup_steps: int
     sampling: Sampling | None = None
     data: DataFacts
+    clock: Clock | None = None
     provenance: dict[str, Any]
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pneumo.study.account import NO_SHARES, Account
 from pneumo.study.cells import decimals, name_of
+from pneumo.study.common_clock import duration
 from pneumo.study.rivals import OPPOSITE, against
 from pneumo.study.schema import Figures, Late, Pair, Rivals, Row, VerdictName
 
@@ -34,7 +35,7 @@ PARTS = {
     "transfer_s": "transfer",
     "queue_and_transfer_s": "queue and transfer",
 }
-RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED = 0.01, 0.05, 0.01, 0.25
+RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED, CLOCK_LIMIT = 0.01, 0.05, 0.01, 0.25, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +54,7 @@ def sentences(row: Row, account: Account | None, cores: int) -> list[Sentence]:
         return []
     found = [*_largest(row, lost, whole, cores), *_late(row, whole)]
     if account is not None:
-        found += [*_crowded(row, account), *_network(row, account)]
+        found += [*_crowded(row, account), *_clock(row, account), *_network(row, account)]
     return [*found, *_defects(row, whole), *(_records(row, account) if account else ())]
 
 
@@ -108,6 +109,25 @@ def _crowded(row: Row, account: Account) -> Iterable[Sentence]:
             "which counts there and not as off-CPU.",
             delay_within_comm=delay,
             blocked=blocked,
+        )
+
+
+def _clock(row: Row, account: Account) -> Iterable[Sentence]:
+    """Which parts of blocked time the error of the ranks' clocks can change by more than a hundredth."""
+    error_s = account.clock_ns * account.num_waits / 1e9
+    terms = {term: row.loss[term] or 0.0 for term in ("peer_wait", "queue", "transfer")}
+    parts = [
+        f"{WORDS[term]} ({100 * min(error_s / value, 1):.0f} % of it)"
+        for term, value in terms.items()
+        if value > 0 and error_s > CLOCK_LIMIT * value
+    ]
+    if parts:
+        yield _say(
+            row,
+            f"the ranks' clocks agree within {duration(account.clock_ns)}, over {account.num_waits} waits up to "
+            f"{error_s:.3f} rank-seconds: that much is uncertain of {', '.join(parts)}.",
+            clock_ns=account.clock_ns,
+            num_waits=account.num_waits,
         )
 
 

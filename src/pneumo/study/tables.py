@@ -27,6 +27,7 @@ from pneumo.study.cells import (
     put,
     spread,
 )
+from pneumo.study.common_clock import describe
 from pneumo.study.metrics import MIN_SUBGROUP, is_sample, natural_prevalence
 from pneumo.study.results import load_run
 from pneumo.study.schema import PHASES, Row, RunEntry, RunFile, Summary
@@ -57,7 +58,7 @@ def show(folder: Path, console: Console | None = None, summary: Summary | None =
     parts = (
         *(comparison(run, summary), per_rank(folder, run, summary)),
         *(losses.losses(run, summary, accounts), standings(summary)),
-        *(losses.per_rank(summary, accounts["train"]), losses.late(summary)),
+        *(losses.per_rank(run, summary, accounts["train"]), losses.late(run, summary)),
         *(losses.what_if(run, summary, accounts["train"]), quality(run, summary), groups(summary)),
     )
     for part in parts:
@@ -114,6 +115,7 @@ def _how_to_read(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
         f"from the first rank's begin to the last rank's end: median of {between(r.blocks for r in rows)} timed blocks "
         f"({steps}), the runs in turns; {between(r.warmup_steps for r in rows)} warm-up steps not counted",
     )
+    yield "clock", describe(run)
     if any(row.speedup for row in rows):
         yield "speedup", "against the fastest serial run with as many threads a rank, block by block"
         yield "efficiency", "speedup / ranks"
@@ -221,6 +223,7 @@ def _about_phases(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
     yield "comm", "blocked: on ranks that come later, or on data on its way"
     yield "other", "what is in none of the phases named"
     yield "compute", "forward, backward and optimizer, in per cent of the wall time"
+    yield "clock", describe(run)
     if any(row.ranks > MAX_RANKS for row in summary.rows):
         yield "+n", "that many more ranks are in steps.parquet; shown are those that compute least and most"
     notes: dict[str, list[RunEntry]] = defaultdict(list)
