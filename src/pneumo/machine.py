@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import itertools
 import math
 import os
 import platform
 import re
+import socket
+import struct
 import sys
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from pneumo.errors import Refused
 
 SIMD = (
     ("sse2", "SSE2"),
@@ -26,6 +32,7 @@ SIMD = (
     ("asimd", "NEON"),
     ("sve", "SVE"),
 )
+_SIOCGIFADDR = 0x8915  # Linux, netdevice(7)
 UNLIMITED_BYTES = 1 << 60  # version 1 of the control groups writes a huge number for "no limit"
 
 
@@ -232,3 +239,30 @@ def free_bytes(path: str | Path) -> int:
     except OSError:
         return 0
     return stat.f_bavail * stat.f_frsize
+
+
+def routable_address() -> str:
+    """Return an IPv4 address of this host that other hosts can reach.
+
+    That is the one its name stands for, unless that is a loopback address, as on a stock Debian; then that of the first
+    interface that has one, or of the one that GLOO_SOCKET_IFNAME names. Raises Refused where there is none.
+    """
+    named = os.environ.get("GLOO_SOCKET_IFNAME")
+    if named is None:
+        with suppress(OSError):
+            found = socket.gethostbyname(socket.gethostname())
+            if not found.startswith("127."):
+                return found
+    for _, interface in socket.if_nameindex():
+        if named is not None and interface != named:
+            continue
+        request = struct.pack("256s", interface.encode()[:15])
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            answer = fcntl.ioctl(any_socket.fileno(), _SIOCGIFADDR, request)
+            address = socket.inet_ntoa(answer[20:24])
+            if named is not None or not address.startswith("127."):
+                return address
+    raise Refused(
+        f"{socket.gethostname()} has no address that other hosts can reach"
+        + (f" on {named}, which GLOO_SOCKET_IFNAME names." if named else "; GLOO_SOCKET_IFNAME names an interface.")
+    )

@@ -165,7 +165,7 @@ class World:
     @property
     def address(self) -> str:
         """The address at which this rank can be reached by the others."""
-        return "127.0.0.1" if self.one_node else socket.gethostbyname(socket.gethostname())
+        return "127.0.0.1" if self.one_node else machine.routable_address()
 
     def first(self, ranks: int) -> Any:
         """Return the communicator of the first `ranks` ranks, None on the others; collective when first asked for."""

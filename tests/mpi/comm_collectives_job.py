@@ -15,7 +15,7 @@ from pneumo.world import World
 
 MODULES = (
     *("reductions", "movements", "messages", "memory", "groups"),
-    *("works", "functional", "tensors", "draws", "mistakes"),
+    *("works", "functional", "tensors", "draws", "mistakes", "records"),
 )
 
 

@@ -149,7 +149,7 @@ Task Group::allreduce_in_place(Operation& operation, Allreduce& work, const std:
             work.pull(round - 1, places);
         }
     }
-    co_await all_have(operation, DRAINED);  // each tensor is its user's again
+    co_await release_all(operation);
 }
 
 }  // namespace pneumo

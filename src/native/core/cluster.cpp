@@ -17,21 +17,48 @@ constexpr std::chrono::seconds kGrace{1};
 std::mutex living_mutex;
 std::set<Cluster*> living;  // those that this rank has not left
 
-/// Waits for a message on the wire, which nobody rings for.
+/// One message under way, and the rank at its other end as users know it.
+struct Exchanged {
+    std::unique_ptr<Wire::Request> request;
+    int name;
+};
+
+std::string ranks(const std::vector<Exchanged>& messages) {
+    std::set<int> names;
+    for (const auto& message : messages) names.insert(message.name);
+    std::string text;
+    for (const int name : names) text += (text.empty() ? "" : ", ") + std::to_string(name);
+    return (names.size() == 1 ? "rank " : "ranks ") + text;
+}
+
+/// Waits for messages on the wire, which nobody rings for.
 struct Passed final : Waiting {
-    Passed(std::vector<std::unique_ptr<Wire::Request>>& requests, const std::vector<int>& names) : requests(requests) {
-        for (const int name : names) text += (text.empty() ? "" : ", ") + std::to_string(name);
-        text = "an exchange between nodes (with rank " + text + ")";
-    }
+    Passed(std::vector<Exchanged>& messages, const std::string& doing) : messages(messages), doing(doing) {}
     bool ready() override {
-        while (!requests.empty() && requests.back()->done()) requests.pop_back();
-        return requests.empty();
+        while (!messages.empty() && messages.back().request->done()) messages.pop_back();
+        return messages.empty();
     }
     std::chrono::microseconds look_again() const override { return kWirePoll; }
-    std::string what() const override { return text; }
+    std::string what() const override { return doing + ", an exchange with " + ranks(messages) + " on other nodes,"; }
 
-    std::vector<std::unique_ptr<Wire::Request>>& requests;
-    std::string text;
+    std::vector<Exchanged>& messages;
+    const std::string& doing;
+};
+
+/// Waits for a message from a rank on another node to come.
+struct Came final : Waiting {
+    Came(Wire& wire, int from, int tag, std::string who) : wire(wire), from(from), tag(tag), who(std::move(who)) {}
+    bool ready() override {
+        if (!found) found = wire.find(tag, from);
+        return found != nullptr;
+    }
+    std::chrono::microseconds look_again() const override { return kWirePoll; }
+    std::string what() const override { return "recv from " + who + " on another node"; }
+
+    Wire& wire;
+    int from, tag;
+    std::string who;
+    std::unique_ptr<Wire::Found> found;
 };
 
 }  // namespace
@@ -78,13 +105,17 @@ void Cluster::abort_all(const std::string& reason) {
 
 std::shared_ptr<Operation> Cluster::operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) {
     auto operation = local_->operation(std::move(body), timeout, lane);
-    operation->examine = [this, local = std::move(operation->examine)](Waiting& waiting, bool late, bool deep) {
+    operation->examine = [this, local = std::move(operation->examine), late_at = Clock::time_point::max()](
+                             Waiting& waiting, bool late, bool deep) mutable {
         try {
             hear();
         } catch (...) {
             return std::current_exception();
         }
-        return local(waiting, late, deep);
+        // Who waits for another node lets that node speak first: it knows which of its ranks is missing.
+        if (late) late_at = std::min(late_at, Clock::now());
+        const bool alone = waiting.missing().empty() && local_->broken().empty();
+        return local(waiting, late && (!alone || Clock::now() - late_at >= 2 * kGrace), deep);
     };
     return operation;
 }
@@ -102,11 +133,11 @@ void Cluster::hear() {
         const auto found = wire_->find(kBroken);
         if (!found) return;
         heard_.resize(found->bytes());
-        const auto request = found->receive(heard_.data());
-        while (!request->done()) continue;  // it has come already
+        hearing_ = found->receive(heard_.data());
         heard_at_ = Clock::now();
     }
-    if (Clock::now() - heard_at_ >= kGrace) local_->abort(heard_);
+    if (hearing_ && hearing_->done()) hearing_.reset();
+    if (!hearing_ && Clock::now() - heard_at_ >= kGrace) local_->abort(heard_);
 }
 
 std::string Cluster::name(int rank) const { return "rank " + std::to_string(names_[static_cast<size_t>(rank)]); }
@@ -134,19 +165,18 @@ Call Cluster::local_call(Kind kind, size_t count, const Call& like) const {
 }
 
 Task Cluster::pass(Operation& operation, std::vector<Message> messages) {
-    std::vector<std::unique_ptr<Wire::Request>> requests;
-    std::vector<int> names;
+    std::vector<Exchanged> under_way;
     for (const auto& message : messages) {
-        names.push_back(names_[static_cast<size_t>(message.peer)]);
         for (size_t begin = 0; begin < message.bytes || begin == 0; begin += kMessage) {
             const size_t bytes = std::min(kMessage, message.bytes - begin);
             auto* at = static_cast<std::byte*>(const_cast<void*>(message.data)) + begin;
             const bool gives = message.way == Message::TO;
-            requests.push_back(gives ? wire_->send(at, bytes, message.peer, kCollective)
-                                     : wire_->receive(at, bytes, message.peer, kCollective));
+            auto request = gives ? wire_->send(at, bytes, message.peer, kCollective)
+                                 : wire_->receive(at, bytes, message.peer, kCollective);
+            under_way.push_back({std::move(request), names_[static_cast<size_t>(message.peer)]});
         }
     }
-    Passed passed(requests, names);
+    Passed passed(under_way, doing_);
     co_await operation.until(passed);
 }
 
@@ -164,6 +194,7 @@ Task Cluster::pass(Operation& operation, int to, const void* data, size_t bytes,
 }
 
 Task Cluster::agree(Operation& operation, const Call& call) {
+    doing_ = call.text() + " (collective " + std::to_string(++sequence_) + " of its group)";
     co_await local_->barrier(operation, call);
     std::array<char, 512> verdict{};
     const auto first = peers(0);
@@ -421,10 +452,27 @@ Task Cluster::scatter(Operation& operation, Call call, std::vector<const void*> 
 Task Cluster::alltoall(Operation& operation, Call call, std::vector<const void*> in, std::vector<size_t> in_bytes,
                        std::vector<void*> out, std::vector<size_t> out_bytes) {
     co_await agree(operation, call);
+    // First everybody tells what it sends: a message of another length than its room could not be named any more.
+    std::vector<Message> messages;
+    std::vector<size_t> announced(in.size());
+    for (size_t rank = 0; rank < in.size(); ++rank) {
+        if (here(static_cast<int>(rank))) continue;
+        messages.push_back({Message::TO, static_cast<int>(rank), &in_bytes[rank], sizeof(size_t)});
+        messages.push_back({Message::FROM, static_cast<int>(rank), &announced[rank], sizeof(size_t)});
+    }
+    co_await pass(operation, std::move(messages));
+    for (size_t rank = 0; rank < in.size(); ++rank) {
+        if (here(static_cast<int>(rank)) || announced[rank] == out_bytes[rank]) continue;
+        const std::string message = doing_ + ": " + name(static_cast<int>(rank)) + " sends " +
+                                    std::to_string(announced[rank]) + " bytes to " + name(rank_) + ", which expects " +
+                                    std::to_string(out_bytes[rank]);
+        abort(message);
+        throw Error(Error::Kind::MISMATCH, message);
+    }
+    messages.clear();
     std::vector<const void*> from;
     std::vector<void*> to;
     std::vector<size_t> from_bytes, to_bytes;
-    std::vector<Message> messages;
     for (size_t rank = 0; rank < in.size(); ++rank) {
         const int peer = static_cast<int>(rank);
         if (here(peer)) {
@@ -447,10 +495,10 @@ Task Cluster::send(Operation& operation, const void* data, size_t bytes, int to,
         co_await local_->send(operation, data, bytes, place_of(to), tag);
         co_return;
     }
-    std::vector<std::unique_ptr<Wire::Request>> requests;
-    requests.push_back(wire_->send(data, bytes, to, kUser + tag));
-    const std::vector<int> names{names_[static_cast<size_t>(to)]};
-    Passed passed(requests, names);
+    const std::string doing = "send to " + name(to);
+    std::vector<Exchanged> under_way;
+    under_way.push_back({wire_->send(data, bytes, to, kUser + tag), names_[static_cast<size_t>(to)]});
+    Passed passed(under_way, doing);
     co_await operation.until(passed);
 }
 
@@ -468,22 +516,28 @@ Task Cluster::receive(Operation& operation, void* data, size_t bytes, int from, 
             co_return;
         }
         from = found->source();
-        if (found->bytes() != bytes) {
-            throw Error(Error::Kind::MISMATCH, name(from) + " sends " + std::to_string(found->bytes()) +
-                                                   " bytes to who receives " + std::to_string(bytes));
-        }
     } else if (here(from)) {
         int place = 0;
         co_await local_->receive(operation, data, bytes, place_of(from), tag, &place);
         *source = from;
         co_return;
+    } else {
+        Came came(*wire_, from, kUser + tag, name(from));
+        co_await operation.until(came);
+        found = std::move(came.found);
     }
     *source = from;
-    std::vector<std::unique_ptr<Wire::Request>> requests;
-    requests.push_back(found ? found->receive(data) : wire_->receive(data, bytes, from, kUser + tag));
-    const std::vector<int> names{names_[static_cast<size_t>(from)]};
-    Passed passed(requests, names);
+    // What is too long or too short is received too, and thrown away: nobody else will get it.
+    std::vector<std::byte> unwanted(found->bytes() == bytes ? 0 : found->bytes());
+    const std::string doing = "recv from " + name(from);
+    std::vector<Exchanged> under_way;
+    under_way.push_back(
+        {found->receive(found->bytes() == bytes ? data : unwanted.data()), names_[static_cast<size_t>(from)]});
+    Passed passed(under_way, doing);
     co_await operation.until(passed);
+    if (found->bytes() == bytes) co_return;
+    throw Error(Error::Kind::MISMATCH, name(from) + " sends " + std::to_string(found->bytes()) +
+                                           " bytes to who receives " + std::to_string(bytes));
 }
 
 }  // namespace pneumo

@@ -82,7 +82,10 @@ class Cluster final : public Communicator {
     Lane lane_;
     std::unique_ptr<std::byte[]> scratch_;  // of the operation that runs
     size_t scratch_bytes_ = 0;
+    std::string doing_;      // the collective that runs, for an error's sentence
+    uint64_t sequence_ = 0;  // of collectives
     std::string last_words_, heard_;
+    std::unique_ptr<Wire::Request> hearing_;
     Clock::time_point heard_at_{};
     std::vector<std::unique_ptr<Wire::Request>> last_requests_;
 };

@@ -31,7 +31,7 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
             co_await settle(operation, place, places, [&] { fill(0, slot(rank_, round_)); });
             if (!places.empty()) {
                 direct(places);
-                co_await all_have(operation, DRAINED);  // each tensor is its user's again
+                co_await release_all(operation);
                 co_return;
             }
             continue;
@@ -55,6 +55,11 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
 Task Group::all_have(Operation& operation, Stage stage) {
     Reached all(*this, say(stage));
     co_await operation.until(all);
+}
+
+Task Group::release_all(Operation& operation) {
+    co_await all_have(operation, DRAINED);
+    check_given_up();
 }
 
 Task Group::reduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) {

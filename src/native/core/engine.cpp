@@ -24,6 +24,16 @@ void Operation::start() {
     resume_point_ = task_.handle_;
 }
 
+bool Operation::runnable() {
+    if (interruption_ || waiting_ == nullptr) return true;
+    try {
+        return waiting_->ready();
+    } catch (...) {
+        interrupt(std::current_exception());
+        return true;
+    }
+}
+
 bool Operation::advance() {
     resume_point_.resume();
     if (!task_.handle_.done()) return false;
@@ -52,6 +62,13 @@ void Engine::submit(std::shared_ptr<Operation> operation, bool awaited) {
     bool idle = false;
     {
         std::lock_guard lock(mutex_);
+        if (stopped_) {  // by a callback at the end of the process, say
+            operation->end(stopped_by_);
+            if (const auto on_end = std::exchange(operation->on_end, nullptr)) on_end();
+            operation->completed = nullptr;
+            operation->done_.store(true, std::memory_order_release);
+            return;
+        }
         incoming_.push_back(std::move(operation));
         has_incoming_.store(true, std::memory_order_release);
         ++pending_;
@@ -81,7 +98,10 @@ bool Engine::wait(Operation& operation, milliseconds timeout) {
         driving_ = true;
         lock.unlock();
         while (!operation.done() && Clock::now() < limit && !stopping_) {
-            if (poll() || spin(blocked_patience(operation), operation.patience.yields) || operation.done()) continue;
+            if (poll() || spin(blocked_patience(operation), operation.patience.yields) || operation.done()) {
+                examine();
+                continue;
+            }
             if (const auto seen = lie_down()) {
                 examine();
                 sleep(*seen, std::min<Clock::duration>(limit - Clock::now(), longest_sleep()));
@@ -128,7 +148,10 @@ void Engine::progress_loop() {
         lock.unlock();
         std::optional<uint32_t> seen;
         while (!stopped_ && pending_ > 0 && !has_ended_ && wanted_ == 0) {
-            if (poll() || spin(progress_patience(), true)) continue;
+            if (poll() || spin(progress_patience(), true)) {
+                examine();
+                continue;
+            }
             if ((seen = lie_down())) break;
         }
         if (seen) examine();
@@ -221,7 +244,7 @@ void Engine::finish(std::shared_ptr<Operation> operation) {
 
 bool Engine::spin(std::chrono::microseconds patience, bool yields) {
     if (patience.count() == 0) return false;
-    const auto limit = Clock::now() + patience;
+    const auto limit = Clock::now() + std::min<Clock::duration>(patience, kExamine);
     for (;;) {
         for (int i = 0; i < (yields ? 1 : 64); ++i) {
             if (yields) {
@@ -286,7 +309,11 @@ void Engine::examine() {
         if (operation->waiting_ == nullptr) continue;
         if (!operation->examine) continue;
         const bool late = now >= operation->deadline_;
-        if (auto error = operation->examine(*operation->waiting_, late, deep)) operation->interrupt(std::move(error));
+        try {
+            if (auto error = operation->examine(*operation->waiting_, late, deep)) operation->interrupt(error);
+        } catch (...) {
+            operation->interrupt(std::current_exception());
+        }
     }
 }
 
@@ -307,6 +334,7 @@ void Engine::shutdown(const std::exception_ptr& error) {
         --wanted_;
         driving_ = true;
         stopped_ = true;
+        stopped_by_ = error;
     }
     for (int rounds = 0; pending_ > 0 && rounds < 1000; ++rounds) {
         for (const auto& operation : active_) operation->interrupt(error);

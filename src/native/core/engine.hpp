@@ -30,7 +30,8 @@ class Engine {
     explicit Engine(Doorbell& doorbell);
     ~Engine();
 
-    /// Take an operation over. `awaited`: the caller will call `wait` at once, and the progress thread is left asleep.
+    /// Take an operation over; after `shutdown` it ends at once with that error. `awaited`: the caller will call `wait`
+    /// at once, and the progress thread is left asleep.
     void submit(std::shared_ptr<Operation> operation, bool awaited);
     /// Drive until the operation is done; false if `timeout` (0: none) is over before.
     bool wait(Operation& operation, std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
@@ -79,6 +80,7 @@ class Engine {
     std::vector<std::shared_ptr<Operation>> ended_;   // with callbacks still to be called; guarded by mutex_
     std::vector<std::shared_ptr<Operation>> active_;  // of the thread with the role
     std::atomic<bool> has_ended_{false};
+    std::exception_ptr stopped_by_;  // what operations that come after the end are ended with; guarded by mutex_
     Clock::time_point examined_{}, examined_deeply_{};
     std::vector<std::thread> threads_;
 };

@@ -181,7 +181,10 @@ void Group::check_calls() {
     bool same = true;
     for (int other = 0; other < size_; ++other) same &= std::memcmp(small(other), &call_, sizeof(Call)) == 0;
     if (!same) disagree();
-    // One may have given up before the last rank, which is this one, came.
+    check_given_up();  // one may have, before the last rank, which is this one, came
+}
+
+void Group::check_given_up() {
     for (int other = 0; other < size_; ++other) {
         const auto& peer = state(other);
         if (peer.presence.load(std::memory_order_acquire) != RankState::ABORTED || peer.given_up > sequence_) continue;

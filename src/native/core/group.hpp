@@ -116,6 +116,8 @@ class Group final : public Communicator {
     /// Throws on every rank alike if the ranks do not call the same.
     void check_calls();
     [[noreturn]] void disagree();
+    /// Throws if another rank has given this call up, although it had done its part.
+    void check_given_up();
     void ring_all();
 
     /// A collective's turn, from its begin to its end; throws at once if the group is broken.
@@ -159,6 +161,9 @@ class Group final : public Communicator {
     bool read_places(std::vector<const std::byte*>& places) const;
     /// Say that this rank has come to a stage, and wait until all have.
     Task all_have(Operation& operation, Stage stage);
+    /// Wait until no rank reads another's tensor any more. Throws if one gave up meanwhile: its tensor may have
+    /// changed.
+    Task release_all(Operation& operation);
 
     Engine& engine_;
     std::byte* memory_;

@@ -7,7 +7,10 @@
 
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <limits>
+#include <map>
+#include <set>
 #include <sstream>
 
 #include "cluster.hpp"
@@ -85,20 +88,53 @@ std::vector<int> usable_cores() {
 }
 
 double core_quota() {
-    // Version 2 of control groups; the limits of all groups above this process's count too.
+    // The limits of all groups above this process's count too.
     double quota = std::numeric_limits<double>::max();
-    std::string path;
-    for (std::ifstream file("/proc/self/cgroup"); std::getline(file, path);) {
-        if (path.rfind("0::", 0) == 0) break;
+    const auto limited = [&quota](double micros, double period) {
+        if (micros > 0 && period > 0) quota = std::min(quota, micros / period);
+    };
+    std::ifstream file("/proc/self/cgroup");
+    for (std::string line; std::getline(file, line);) {  // id:controllers:path
+        const size_t first = line.find(':'), second = line.find(':', first + 1);
+        if (second == std::string::npos) continue;
+        const std::string controllers = line.substr(first + 1, second - first - 1);
+        const bool unified = controllers.empty();  // version 2
+        if (!unified && ("," + controllers + ",").find(",cpu,") == std::string::npos) continue;
+        const std::string base = "/sys/fs/cgroup" + (unified ? "" : "/" + controllers);
+        for (std::string path = line.substr(second + 1);; path = path.substr(0, path.rfind('/'))) {
+            if (path == "/") path.clear();
+            double micros = 0, period = 0;
+            std::istringstream(first_line(base + path + "/cpu.max")) >> micros >> period;
+            limited(micros, period);
+            micros = period = 0;
+            std::istringstream(first_line(base + path + "/cpu.cfs_quota_us")) >> micros;
+            std::istringstream(first_line(base + path + "/cpu.cfs_period_us")) >> period;
+            limited(micros, period);
+            if (path.empty()) break;
+        }
     }
-    path = path.rfind("0::", 0) == 0 ? path.substr(3) : "";
-    for (;;) {
-        std::istringstream limit(first_line("/sys/fs/cgroup" + path + "/cpu.max"));
-        double micros = 0, period = 0;
-        if (limit >> micros >> period && period > 0) quota = std::min(quota, micros / period);
-        if (path.empty() || path == "/") return quota;
-        path = path.substr(0, path.rfind('/'));
+    return quota;
+}
+
+size_t cores_at_once(const std::vector<std::vector<int>>& masks) {
+    // A largest matching of ranks with cores, by augmenting paths.
+    std::map<int, size_t> owner;
+    size_t found = 0;
+    for (size_t rank = 0; rank < masks.size(); ++rank) {
+        std::set<int> seen;
+        const std::function<bool(size_t)> place = [&](size_t who) {
+            for (const int core : masks[who]) {
+                if (!seen.insert(core).second) continue;
+                const auto taken = owner.find(core);
+                if (taken != owner.end() && !place(taken->second)) continue;
+                owner[core] = who;
+                return true;
+            }
+            return false;
+        };
+        if (place(rank)) ++found;
     }
+    return found;
 }
 
 size_t setting(const char* name, size_t otherwise) {

@@ -27,6 +27,9 @@ std::vector<int> usable_cores();
 /// The cores' worth of time that the process's control group allows, a large number without a limit.
 double core_quota();
 
+/// How many of a node's ranks can have a core of their own at the same time, from what each may use.
+size_t cores_at_once(const std::vector<std::vector<int>>& masks);
+
 /// How long the ranks of a group on this node spin: shortly, offering the core to others, where there are more than
 /// cores. PNEUMO_COMM_SPIN_US overrides it.
 Patience patience_for(int ranks, size_t cores, double quota);

@@ -68,7 +68,7 @@ class [[nodiscard]] Task {
 class Waiting {
    public:
     virtual ~Waiting() = default;
-    /// Whether the wait is over; polled by the thread that drives the engine.
+    /// Whether the wait is over; polled by the thread that drives the engine. What it throws ends the operation.
     virtual bool ready() = 0;
     /// The ranks that have not yet done what is waited for.
     virtual std::vector<int> missing() const { return {}; }
@@ -148,7 +148,8 @@ class Operation {
     friend class Engine;
 
     void start();
-    bool runnable() { return interruption_ || waiting_ == nullptr || waiting_->ready(); }
+    /// Whether it can go on; an error of what it waits for is its own, and nobody else's.
+    bool runnable();
     void interrupt(std::exception_ptr error) { interruption_ = std::move(error); }
     /// Run to the next wait; true when there is none: the operation has ended.
     bool advance();

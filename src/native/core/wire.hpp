@@ -14,6 +14,7 @@ class Wire {
    public:
     class Request {
        public:
+        /// Of one that is not done: as far as that can be had, nobody reads or writes its buffer afterwards.
         virtual ~Request() = default;
         /// Whether the message has been taken over (sent) or is there (received); throws Error.
         virtual bool done() = 0;
@@ -30,12 +31,12 @@ class Wire {
     };
 
     virtual ~Wire() = default;
-    /// Start to send `bytes` (at most 1 GiB) to a rank of the group; messages of one tag arrive in order.
+    /// Start to send `bytes` to a rank of the group; messages of one tag arrive in order.
     virtual std::unique_ptr<Request> send(const void* data, size_t bytes, int to, int tag) = 0;
     /// Start to receive exactly `bytes` from a rank of the group.
     virtual std::unique_ptr<Request> receive(void* data, size_t bytes, int from, int tag) = 0;
-    /// Look for a message with this tag from any rank; null where there is none.
-    virtual std::unique_ptr<Found> find(int tag) = 0;
+    /// Look for a message with this tag from a rank, -1: from any; null where there is none.
+    virtual std::unique_ptr<Found> find(int tag, int from = -1) = 0;
 };
 
 }  // namespace pneumo

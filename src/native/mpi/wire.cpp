@@ -3,11 +3,14 @@
 #include <mpi.h>
 #include <pybind11/pybind11.h>
 
+#include <array>
+#include <chrono>
 #include <limits>
 #include <string>
 #include <vector>
 
 #include "../core/error.hpp"
+#include "../core/futex.hpp"
 #include "../core/wire.hpp"
 
 namespace pneumo {
@@ -22,6 +25,40 @@ void check(int code, const char* call) {
     throw Error(Error::Kind::SYSTEM, std::string(call) + ": " + std::string(text, static_cast<size_t>(length)));
 }
 
+/// `bytes` bytes as a count of a type, since MPI counts in int.
+class Bytes {
+   public:
+    explicit Bytes(size_t bytes) {
+        constexpr size_t kBlock = 1 << 20;
+        if (bytes <= static_cast<size_t>(std::numeric_limits<int>::max())) {
+            count = static_cast<int>(bytes);
+            return;
+        }
+        MPI_Datatype block = MPI_DATATYPE_NULL;
+        check(MPI_Type_contiguous(kBlock, MPI_BYTE, &block), "MPI_Type_contiguous");
+        const std::array<int, 2> lengths{static_cast<int>(bytes / kBlock), static_cast<int>(bytes % kBlock)};
+        const std::array<MPI_Aint, 2> places{0, static_cast<MPI_Aint>(bytes / kBlock * kBlock)};
+        const std::array<MPI_Datatype, 2> types{block, MPI_BYTE};
+        check(MPI_Type_create_struct(2, lengths.data(), places.data(), types.data(), &type), "MPI_Type_create_struct");
+        check(MPI_Type_commit(&type), "MPI_Type_commit");
+        MPI_Type_free(&block);
+    }
+    ~Bytes() {
+        if (type != MPI_BYTE) MPI_Type_free(&type);  // once what uses it is done
+    }
+    Bytes(const Bytes&) = delete;
+    Bytes& operator=(const Bytes&) = delete;
+
+    int count = 1;
+    MPI_Datatype type = MPI_BYTE;
+};
+
+size_t bytes_of(const MPI_Status& status) {
+    MPI_Count count = 0;
+    MPI_Get_elements_x(&status, MPI_BYTE, &count);
+    return static_cast<size_t>(count);
+}
+
 class MpiRequest final : public Wire::Request {
    public:
     explicit MpiRequest(size_t expected) : expected_(expected) {}
@@ -29,43 +66,43 @@ class MpiRequest final : public Wire::Request {
         int finalized = 0;
         MPI_Finalized(&finalized);
         if (request == MPI_REQUEST_NULL || finalized != 0) return;
-        MPI_Cancel(&request);
-        MPI_Request_free(&request);
+        if (expected_ != kSent) MPI_Cancel(&request);  // a send cannot be cancelled
+        // What is on its way goes on for a moment; of a peer that is gone nothing comes any more.
+        const auto limit = Clock::now() + kLetGo;
+        for (int flag = 0; flag == 0 && Clock::now() < limit;) MPI_Test(&request, &flag, MPI_STATUS_IGNORE);
+        if (request != MPI_REQUEST_NULL) MPI_Request_free(&request);
     }
     bool done() override {
         int flag = 0;
         MPI_Status status;
         check(MPI_Test(&request, &flag, &status), "MPI_Test");
         if (flag == 0 || expected_ == kSent) return flag != 0;
-        int count = 0;
-        MPI_Get_count(&status, MPI_BYTE, &count);
-        if (static_cast<size_t>(count) != expected_) {
-            throw Error(Error::Kind::MISMATCH, "a message of " + std::to_string(count) + " bytes came where " +
-                                                   std::to_string(expected_) + " were expected");
+        if (bytes_of(status) != expected_) {
+            throw Error(Error::Kind::MISMATCH, "a message of " + std::to_string(bytes_of(status)) +
+                                                   " bytes came where " + std::to_string(expected_) + " were expected");
         }
         expected_ = kSent;
         return true;
     }
 
+    static constexpr std::chrono::milliseconds kLetGo{100};
     static constexpr size_t kSent = std::numeric_limits<size_t>::max();
     MPI_Request request = MPI_REQUEST_NULL;
 
    private:
-    size_t expected_;  // of a receive that is not done
+    size_t expected_;  // of a receive that is not done; kSent else
 };
 
 class MpiFound final : public Wire::Found {
    public:
-    MpiFound(MPI_Message message, const MPI_Status& status) : message_(message), source_(status.MPI_SOURCE) {
-        int count = 0;
-        MPI_Get_count(&status, MPI_BYTE, &count);
-        bytes_ = static_cast<size_t>(count);
-    }
+    MpiFound(MPI_Message message, const MPI_Status& status)
+        : message_(message), source_(status.MPI_SOURCE), bytes_(bytes_of(status)) {}
     int source() const override { return source_; }
     size_t bytes() const override { return bytes_; }
     std::unique_ptr<Wire::Request> receive(void* data) override {
         auto request = std::make_unique<MpiRequest>(bytes_);
-        check(MPI_Imrecv(data, static_cast<int>(bytes_), MPI_BYTE, &message_, &request->request), "MPI_Imrecv");
+        const Bytes whole(bytes_);
+        check(MPI_Imrecv(data, whole.count, whole.type, &message_, &request->request), "MPI_Imrecv");
         return request;
     }
 
@@ -98,19 +135,21 @@ class MpiWire final : public Wire {
 
     std::unique_ptr<Request> send(const void* data, size_t bytes, int to, int tag) override {
         auto message = std::make_unique<MpiRequest>(MpiRequest::kSent);
-        check(MPI_Isend(data, static_cast<int>(bytes), MPI_BYTE, to, tag, comm_, &message->request), "MPI_Isend");
+        const Bytes whole(bytes);
+        check(MPI_Isend(data, whole.count, whole.type, to, tag, comm_, &message->request), "MPI_Isend");
         return message;
     }
     std::unique_ptr<Request> receive(void* data, size_t bytes, int from, int tag) override {
         auto message = std::make_unique<MpiRequest>(bytes);
-        check(MPI_Irecv(data, static_cast<int>(bytes), MPI_BYTE, from, tag, comm_, &message->request), "MPI_Irecv");
+        const Bytes whole(bytes);
+        check(MPI_Irecv(data, whole.count, whole.type, from, tag, comm_, &message->request), "MPI_Irecv");
         return message;
     }
-    std::unique_ptr<Found> find(int tag) override {
+    std::unique_ptr<Found> find(int tag, int from) override {
         int flag = 0;
         MPI_Message message = MPI_MESSAGE_NULL;
         MPI_Status status;
-        check(MPI_Improbe(MPI_ANY_SOURCE, tag, comm_, &flag, &message, &status), "MPI_Improbe");
+        check(MPI_Improbe(from < 0 ? MPI_ANY_SOURCE : from, tag, comm_, &flag, &message, &status), "MPI_Improbe");
         if (flag == 0) return nullptr;
         return std::make_unique<MpiFound>(message, status);
     }

@@ -1,6 +1,7 @@
 #include "backend.hpp"
 
-#include <ATen/ops/from_blob.h>
+#include <ATen/core/Tensor.h>
+#include <c10/core/CPUAllocator.h>
 
 #include <algorithm>
 #include <numeric>
@@ -24,11 +25,24 @@ PneumoBackend::PneumoBackend(const c10::intrusive_ptr<c10d::Store>& store, int r
     init();
 }
 
-PneumoBackend::~PneumoBackend() { shutdown(); }
+PneumoBackend::~PneumoBackend() { leave(); }
+
+void PneumoBackend::leave() {
+    shut_ = true;
+    if (node_ && !left_.exchange(true) && node_->communicator->engine().usable()) node_->communicator->leave();
+}
 
 void PneumoBackend::shutdown() {
     if (!node_ || shut_.exchange(true) || !node_->communicator->engine().usable()) return;
-    node_->communicator->leave();
+    std::deque<c10::weak_intrusive_ptr<Work>> issued;
+    {
+        std::lock_guard lock(issued_mutex_);
+        issued.swap(issued_);
+    }
+    for (const auto& one : issued) {
+        if (const auto work = one.lock()) work->settle();
+    }
+    leave();
 }
 
 void PneumoBackend::abort() {
@@ -47,8 +61,23 @@ at::Tensor PneumoBackend::allocateTensor(long size, at::TensorOptions options) {
     Arena& arena = *node_->communicator->arena();
     std::byte* block = arena.allocate(static_cast<size_t>(size) * options.dtype().itemsize());
     if (block == nullptr) return at::empty({size}, options);
-    const auto free = [node = node_, &arena](void* data) { arena.free(static_cast<std::byte*>(data)); };
-    return at::from_blob(block, {size}, free, options);
+    // Of a storage that can be resized, as those of ordinary tensors can: then it moves to ordinary memory.
+    struct Lent {
+        std::shared_ptr<Node> node;
+        std::byte* block;
+    };
+    const auto give_back = [](void* context) {
+        const std::unique_ptr<Lent> lent(static_cast<Lent*>(context));
+        lent->node->communicator->arena()->free(lent->block);
+    };
+    c10::DataPtr data(block, new Lent{node_, block}, give_back, at::kCPU);
+    auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(),
+                                                         static_cast<size_t>(size) * options.dtype().itemsize(),
+                                                         std::move(data), c10::GetCPUAllocator(), /*resizable=*/true);
+    auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)),
+                                                           c10::DispatchKeySet(c10::DispatchKey::CPU), options.dtype());
+    tensor.unsafeGetTensorImpl()->set_sizes_contiguous({size});
+    return tensor;
 }
 
 c10::intrusive_ptr<c10d::Backend> PneumoBackend::split(const c10::intrusive_ptr<c10d::Store>& store,
@@ -106,6 +135,15 @@ WorkPtr PneumoBackend::issue(Issue issue) {
     auto operation = group.operation(std::move(issue.body), timeout, issue.in_order ? group.lane() : nullptr);
     operation->owner = node_;
     work->submit(std::move(operation), !issue.async);
+    if (issue.async) {
+        std::lock_guard lock(issued_mutex_);
+        const auto over = [](const auto& one) {
+            const auto earlier = one.lock();
+            return !earlier || earlier->isCompleted();
+        };
+        while (!issued_.empty() && over(issued_.front())) issued_.pop_front();
+        issued_.emplace_back(work);
+    }
     return work;
 }
 

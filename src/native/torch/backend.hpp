@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -23,6 +24,10 @@ class PneumoBackend final : public c10d::Backend {
    public:
     struct Options : c10d::Backend::Options {
         explicit Options(std::chrono::milliseconds timeout) : c10d::Backend::Options("pneumo", timeout) {}
+        /// torch gives a part of a group its own copy; one of another type it would share with the whole.
+        c10::intrusive_ptr<c10d::Backend::Options> clone() const override {
+            return c10::make_intrusive<Options>(*this);
+        }
     };
 
     /// Collective over the group. `names[k]` is the global rank of the group's rank k, empty: the same.
@@ -36,7 +41,9 @@ class PneumoBackend final : public c10d::Backend {
     uint64_t getSequenceNumberForGroup() override { return sequence_; }
     c10d::ErrorType getError() override;
     void abort() override;
+    /// Wait for the operations under way, each up to its timeout, then leave the group.
     void shutdown() override;
+    void enableCollectivesTiming() override {}  // an operation's begin and end are noted in any case
     bool supportsTensorAlloc(c10::DeviceIndex) override { return node_->communicator->arena()->bytes() > 0; }
     /// An uninitialised tensor of `size` elements in memory that this node's ranks share, in which collectives read and
     /// write without copies; an ordinary one where there is no room for it. It may outlive the group.
@@ -86,16 +93,22 @@ class PneumoBackend final : public c10d::Backend {
     WorkPtr gather_to(const char* title, int root, const Tensors& wanted, const at::Tensor& input,
                       const c10d::GatherOptions& opts);
     WorkPtr receive(Tensors& tensors, int from, int tag, c10d::OpType type);
+    /// Reduce-scatter of parts of unequal size.
+    WorkPtr reduce_to_each(const at::Tensor& output, const Tensors& inputs, const c10d::ReduceScatterOptions& opts);
     Call call(Kind kind, const at::Tensor& tensor, int64_t count, int64_t root = -1) const;
     const at::Tensor& only(const char* operation, const Tensors& tensors) const;
     int check_root(const char* operation, int64_t root) const;
     void check_usable(const char* operation) const;
+    /// Say that this rank will do nothing more in the group.
+    void leave();
 
     c10::intrusive_ptr<Options> options_;
     std::vector<int> names_;
     std::shared_ptr<Node> node_;
     std::atomic<uint64_t> sequence_{0};
-    std::atomic<bool> shut_{false};
+    std::mutex issued_mutex_;
+    std::deque<c10::weak_intrusive_ptr<Work>> issued_;  // may be under way; guarded by issued_mutex_
+    std::atomic<bool> shut_{false}, left_{false};
 };
 
 }  // namespace pneumo

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <limits>
 #include <numeric>
-#include <set>
 #include <sstream>
 
 #include "../core/node.hpp"
@@ -28,13 +27,7 @@ class Board {
     void write(const std::string& key, const std::string& text) { store_.set(name(key, rank_), text); }
 
     std::string read(const std::string& key, int rank) {
-        const auto left = std::chrono::duration_cast<milliseconds>(deadline_ - Clock::now());
-        try {
-            store_.wait({name(key, rank)}, std::max(left, milliseconds(1)));
-        } catch (const std::exception&) {
-            throw Error(Error::Kind::TIMEOUT, "rank " + std::to_string(names_[static_cast<size_t>(rank)]) +
-                                                  " did not come to the start of the process group");
-        }
+        wait(key, {rank});
         return store_.get_to_str(name(key, rank));
     }
 
@@ -42,11 +35,34 @@ class Board {
     std::vector<std::string> exchange(const std::string& key, const std::string& mine, const std::vector<int>& ranks) {
         write(key, mine);
         std::vector<std::string> texts;
-        for (const int rank : ranks) texts.push_back(rank == rank_ ? mine : read(key, rank));
+        wait(key, ranks);
+        for (const int rank : ranks) texts.push_back(rank == rank_ ? mine : store_.get_to_str(name(key, rank)));
         return texts;
     }
 
    private:
+    /// Wait until all of these ranks have written; throws Error that names those that have not.
+    void wait(const std::string& key, const std::vector<int>& ranks) {
+        std::vector<std::string> keys;
+        for (const int rank : ranks) keys.push_back(name(key, rank));
+        const auto left = std::chrono::duration_cast<milliseconds>(deadline_ - Clock::now());
+        try {
+            store_.wait(keys, std::max(left, milliseconds(1)));
+        } catch (const std::exception& error) {
+            if (Clock::now() + milliseconds(50) < deadline_) {
+                throw Error(Error::Kind::SYSTEM, std::string("the store of the process group failed: ") +
+                                                     std::string(error.what()).substr(0, 200));
+            }
+            std::string missing;
+            int count = 0;
+            for (size_t i = 0; i < ranks.size(); ++i) {
+                if (store_.check({keys[i]})) continue;
+                missing += (count++ > 0 ? ", " : "") + std::to_string(names_[static_cast<size_t>(ranks[i])]);
+            }
+            throw Error(Error::Kind::TIMEOUT, (count == 1 ? "rank " : "ranks ") + missing +
+                                                  " did not come to the start of the process group");
+        }
+    }
     std::string name(const std::string& key, int rank) const { return prefix_ + key + "/" + std::to_string(rank); }
 
     c10d::Store& store_;
@@ -111,15 +127,15 @@ struct Introduction {
 std::shared_ptr<Group> share_memory(Board& board, Engine& engine, Segment& segment,
                                     const std::vector<Introduction>& all, const std::vector<int>& mine, int rank,
                                     const std::vector<int>& names) {
-    std::set<int> cores;
+    std::vector<std::vector<int>> cores;
     double quota = std::numeric_limits<double>::max();
     for (const int member : mine) {
         const auto& other = all[static_cast<size_t>(member)];
-        cores.insert(other.cores.begin(), other.cores.end());
+        cores.push_back(other.cores);
         quota = std::min(quota, other.quota);
     }
     const int size = static_cast<int>(mine.size());
-    const Patience patience = patience_for(size, cores.size(), quota);
+    const Patience patience = patience_for(size, cores_at_once(cores), quota);
     const int place = static_cast<int>(std::find(mine.begin(), mine.end(), rank) - mine.begin());
 
     // The first rank makes the memory and says how it is cut. Each kind is tried until one can be opened by all.

@@ -26,6 +26,10 @@ void check_splits(const char* operation, const at::Tensor& tensor, const std::ve
     TORCH_CHECK(sum == rows, "pneumo: ", operation, " got splits of ", sum, " rows for a tensor of ", rows);
 }
 
+void check_tag(const char* operation, int tag) {
+    TORCH_CHECK(tag >= 0, "pneumo: ", operation, " needs a tag of at least 0, got ", tag);
+}
+
 }  // namespace
 
 WorkPtr PneumoBackend::broadcast(Tensors& tensors, const c10d::BroadcastOptions& opts) {
@@ -254,6 +258,7 @@ WorkPtr PneumoBackend::all_to_all_single(at::Tensor& output, at::Tensor& input, 
 }
 
 WorkPtr PneumoBackend::send(Tensors& tensors, int to, int tag) {
+    check_tag("send", tag);
     const at::Tensor dense = only("send", tensors).contiguous();
     check_root("send", to);
     auto group = node_->communicator;
@@ -273,6 +278,7 @@ WorkPtr PneumoBackend::recvAnysource(Tensors& tensors, int tag) {
 }
 
 WorkPtr PneumoBackend::receive(Tensors& tensors, int from, int tag, OpType type) {
+    check_tag("recv", tag);
     check_output("recv", only("recv", tensors));
     const at::Tensor wanted = tensors[0], room = room_for(wanted);
     auto group = node_->communicator;

@@ -229,6 +229,9 @@ WorkPtr PneumoBackend::reduce_scatter(Tensors& outputs, std::vector<Tensors>& in
                 size_, " input tensors");
     check_output("reduce_scatter", output);
     for (const auto& input : inputs[0]) check_tensor("reduce_scatter", input);
+    const bool even = std::all_of(inputs[0].begin(), inputs[0].end(),
+                                  [&](const at::Tensor& input) { return input.numel() == inputs[0][0].numel(); });
+    if (!even) return reduce_to_each(output, inputs[0], opts);
     check_sizes("reduce_scatter", inputs[0], output);
     const auto how = reduction("reduce_scatter", opts.reduceOp, output.scalar_type(), size_);
     const Call call = reducing(this->call(Kind::REDUCE_SCATTER, output, output.numel() * how.width), how);
@@ -242,6 +245,32 @@ WorkPtr PneumoBackend::reduce_scatter(Tensors& outputs, std::vector<Tensors>& in
     };
     return issue(
         {OpType::REDUCE_SCATTER, "pneumo:reduce_scatter", inputs[0], outputs, body, opts.timeout, opts.asyncOp});
+}
+
+WorkPtr PneumoBackend::reduce_to_each(const at::Tensor& output, const Tensors& inputs,
+                                      const c10d::ReduceScatterOptions& opts) {
+    check_sizes("reduce_scatter", {inputs[static_cast<size_t>(rank_)]}, output);
+    const auto how = reduction("reduce_scatter", opts.reduceOp, output.scalar_type(), size_);
+    std::vector<Call> calls;
+    Tensors dense;
+    for (const auto k : c10::irange(size_)) {
+        const at::Tensor& input = inputs[static_cast<size_t>(k)];
+        TORCH_CHECK(input.scalar_type() == output.scalar_type(), "pneumo: reduce_scatter got tensors of ",
+                    input.scalar_type(), " and ", output.scalar_type());
+        calls.push_back(reducing(call(Kind::REDUCE, input, input.numel() * how.width, k), how));
+        dense.push_back(given(input, how));
+    }
+    const at::Tensor wanted = output, room = room_for_sum(output, how);
+    auto group = node_->communicator;
+    const int me = rank_;
+    const auto body = [group, calls, how, dense, wanted, room, me](Operation& operation) -> Task {
+        for (size_t k = 0; k < calls.size(); ++k) {
+            void* out = static_cast<int>(k) == me ? room.data_ptr() : nullptr;
+            co_await group->reduce(operation, calls[k], dense[k].const_data_ptr(), out, how.dtype, how.scale);
+        }
+        deliver({wanted}, {room});
+    };
+    return issue({OpType::REDUCE_SCATTER, "pneumo:reduce_scatter", inputs, {output}, body, opts.timeout, opts.asyncOp});
 }
 
 WorkPtr PneumoBackend::reduce_scatter_single(at::Tensor& output, at::Tensor& input,

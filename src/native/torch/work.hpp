@@ -14,6 +14,8 @@ class Work final : public c10d::Work {
 
     /// Give the operation over to the engine; `awaited`: wait here until it is done.
     void submit(std::shared_ptr<Operation> operation, bool awaited);
+    /// Wait for its end, whatever it is.
+    void settle() { wait_for(std::chrono::milliseconds(0)); }
 
     bool isCompleted() override;
     bool isSuccess() const override;

@@ -136,7 +136,7 @@ class _Hooks:
         call[3] = self._numbers.get(key, 0)
         self._numbers[key] = call[3] + 1
         self._calls.append(call)
-        if args.work is None:
+        if args.work is None or (not args.async_op and args.work.is_completed()):  # it has blocked until its end
             call[7] = call[9] = perf_counter_ns()
             call[8] = call[5]
             return

@@ -1,11 +1,15 @@
 """How the ranks of an MPI world find torch.distributed's store: the rendezvous `mpi://`."""
 
 import datetime
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import torch.distributed as dist
+
+from pneumo import machine
+from pneumo.world import launched
 
 TIMEOUT = datetime.timedelta(minutes=5)
 
@@ -40,14 +44,27 @@ def _from_mpi(url: str, timeout: datetime.timedelta = TIMEOUT, **_: Any) -> Iter
     node = comm.Split_type(MPI.COMM_TYPE_SHARED)
     one_node = comm.allreduce(node.size == comm.size, MPI.LAND)
     node.Free()
-    address = "127.0.0.1" if one_node else socket.gethostbyname(socket.gethostname())
+    address = "127.0.0.1" if one_node else machine.routable_address()
     yield make_store(comm, address, timeout), comm.rank, comm.size
     raise RuntimeError("mpi:// cannot meet again within one MPI world")
 
 
 def register() -> None:
-    """Make `mpi://` known to torch.distributed; again does nothing."""
+    """Make `mpi://` known to torch.distributed; again does nothing.
+
+    It is also what `init_process_group("pneumo")` means without an init_method, where an MPI launcher has started this
+    process and nobody has set the RANK that torch's own default asks for.
+    """
     from torch.distributed.rendezvous import _rendezvous_handlers, register_rendezvous_handler
 
-    if "mpi" not in _rendezvous_handlers:
-        register_rendezvous_handler("mpi", _from_mpi)  # type: ignore[no-untyped-call]
+    if "mpi" in _rendezvous_handlers:
+        return
+    register_rendezvous_handler("mpi", _from_mpi)  # type: ignore[no-untyped-call]
+    from_env = _rendezvous_handlers["env"]
+
+    def from_env_or_mpi(url: str, timeout: datetime.timedelta = TIMEOUT, **others: Any) -> Iterator[Any]:
+        if "RANK" in os.environ or "rank=" in url or launched() is None:
+            return from_env(url, timeout=timeout, **others)
+        return _from_mpi(url, timeout)
+
+    _rendezvous_handlers["env"] = from_env_or_mpi

@@ -244,3 +244,12 @@ def check_groups_of_the_first_ranks(ranks: Ranks) -> None:
         assert tensor.tolist() == [ranks.size] * 2
         groups.close()
     ranks.start()
+
+
+def check_a_split_has_a_timeout_of_its_own(ranks: Ranks) -> None:
+    parent = ranks.fresh(timeout_s=50)
+    before = parent._get_backend(torch.device("cpu")).options._timeout
+    child = parent.split_group(list(range(ranks.size)), timeout=timedelta(seconds=7))
+    assert child._get_backend(torch.device("cpu")).options._timeout == timedelta(seconds=7)
+    assert parent._get_backend(torch.device("cpu")).options._timeout == before == timedelta(seconds=50)
+    assert total(ranks, child) == sum(ranks.everybody)

@@ -148,3 +148,17 @@ def check_buckets_of_ddp_are_shared(ranks: Ranks) -> None:
         model(torch.full((4, 100), float(ranks.rank))).sum().backward()
     assert set(seen) == {has_arenas(ranks)}
     assert all(is_shared(parameter.grad) == has_arenas(ranks) for parameter in model.parameters())
+
+
+def check_such_a_tensor_can_be_resized(ranks: Ranks) -> None:
+    """As any other can: it moves to ordinary memory, with what it holds, and the group has its room back."""
+    tensor = allocate(ranks.pneumo, torch.arange(1000.0))
+    place = tensor.data_ptr()
+    tensor.resize_(100_000)
+    assert not is_shared(tensor)
+    assert_same(tensor[:1000], torch.arange(1000.0))
+    if has_arenas(ranks):
+        assert allocate(ranks.pneumo, torch.zeros(1000)).data_ptr() == place
+    tensor.fill_(1)
+    dist.all_reduce(tensor, group=ranks.pneumo)
+    assert_same(tensor, torch.full((100_000,), float(ranks.size)))

@@ -223,3 +223,13 @@ def check_all_to_all_of_sizes_that_differ_between_ranks(ranks: Ranks) -> None:
     text = told(lambda: dist.all_to_all_single(torch.zeros(n), sent, [1] * n, gives, group))
     assert "all_to_all" in text, text
     assert "rank 0 sends 8 bytes to rank 0" in text, text
+
+
+def check_negative_tags(ranks: Ranks) -> None:
+    group, me = ranks.fresh(timeout_s=15), ranks.rank
+    calls: Calls = {
+        "send": ("send", lambda: group.send([ONE], (me + 1) % ranks.size, -1)),
+        "recv": ("recv", lambda: group.recv([ONE.clone()], (me + 1) % ranks.size, -2)),
+        "recv from any": ("recv", lambda: group.recv_anysource([ONE.clone()], -1)),
+    }
+    assert_refused(ranks, group, calls)

@@ -206,3 +206,17 @@ def check_backend_says_what_it_is(ranks: Ranks) -> None:
     for _ in range(3):
         dist.all_reduce(torch.ones(1), group=ranks.pneumo)
     assert ranks.pneumo._get_sequence_number_for_group() == before + 3
+
+
+def check_reduce_scatter_of_unequal_parts(ranks: Ranks) -> None:
+    """A list of tensors of different lengths, as Gloo takes it: rank k gets k + 1 rows, or none."""
+    for rows in ([k + 1 for k in range(ranks.size)], [k % 2 for k in range(ranks.size)]):
+        for dtype in (torch.float32, torch.bfloat16, torch.int32):
+            for later in (False, True):
+                parts = [torch.full((count, 3), float(k + ranks.rank)).to(dtype) for k, count in enumerate(rows)]
+                output = torch.empty(rows[ranks.rank], 3, dtype=dtype)
+                work = dist.reduce_scatter(output, parts, group=ranks.pneumo, async_op=later)
+                if work is not None:
+                    work.wait()
+                total = sum(ranks.rank + other for other in range(ranks.size))
+                assert_same(output, torch.full((rows[ranks.rank], 3), float(total)).to(dtype))

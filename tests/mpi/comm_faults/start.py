@@ -69,6 +69,13 @@ def one_does_not_come(me: Rank) -> None:
 
 
 @case
+def two_do_not_come(me: Rank) -> None:
+    """Both are named."""
+    if me.rank == 0:
+        me.caught("init", me.init, timeout_s=2)
+
+
+@case
 def little_shared_memory(me: Rank) -> None:
     """In a small /dev/shm: too small for the default with posix, enough for what is asked for, and memfd needs none."""
     me.notes["free"] = os.statvfs("/dev/shm").f_bavail * os.statvfs("/dev/shm").f_frsize

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch.distributed.distributed_c10d import _abort_process_group
 
-from comm_faults.case import CASES, LARGE, Rank, backend, dist, ones, patient, works
+import pneumo.comm
+from comm_faults.case import CASES, LARGE, Rank, backend, case, dist, ones, patient, works
 
 
 def in_flight(me: Rank) -> list[Any]:
@@ -142,6 +143,44 @@ def destroyed_under_a_thread(me: Rank, name: str) -> None:
     dist.destroy_process_group()
     if me.rank != 2:
         thread.join()
+
+
+@case
+def destroyed_with_work_that_ends(me: Rank) -> None:
+    """Who destroys a group waits for what it has begun there, as with Gloo: the last rank is a second late."""
+    me.init()
+    works()
+    if me.rank == 2:
+        time.sleep(1)
+    tensors = [ones(count) for count in (4, LARGE, 100)]
+    flying = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+    if me.rank == 0:
+        flying.append(dist.isend(ones() * 5, 2))
+    received = ones()
+    if me.rank == 2:
+        flying.append(dist.irecv(received, 0))
+    dist.destroy_process_group()
+    for work in flying:
+        work.wait()
+    me.notes["sums"] = [[tensor.min().item(), tensor.max().item()] for tensor in tensors]
+    me.notes["received"] = received.tolist()
+
+
+@case
+def callback_at_the_end(me: Rank) -> None:
+    """A callback that uses the group while the process ends is refused, and holds nothing up."""
+    me.init()
+    works()
+    work = dist.all_reduce(ones(), async_op=True)
+
+    def use(_: Any) -> None:
+        time.sleep(0.5)
+        me.caught("callback", dist.all_reduce, ones())
+        me.write({})
+
+    work.get_future().add_done_callback(use)
+    work.wait()
+    pneumo.comm.native().shutdown()
 
 
 TEARDOWNS = {
