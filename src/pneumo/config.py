@@ -43,9 +43,9 @@ class Study:
     model: Annotated[str, _option(_COMPARE)] = "cnn"
     "The model: cnn."
     backends: Annotated[tuple[str, ...] | None, _option(_COMPARE, split)] = None
-    "Backends with commas between: serial,ddp,fsdp,horovod (all that are installed)."
+    "Backends with commas between: serial,ddp,fsdp,horovod (all that are installed); fsdp-async gathers a layer ahead."
     comm: Annotated[tuple[str, ...] | None, _option(_COMPARE, split)] = None
-    "Communication libraries of ddp and fsdp: gloo,pneumo,nccl (nccl with a GPU a rank, else gloo and pneumo)."
+    "Communication libraries of ddp and fsdp(-async): gloo,pneumo,nccl (nccl with a GPU a rank, else gloo and pneumo)."
     ranks: Annotated[tuple[int, ...] | None, _option(_COMPARE, _split_numbers)] = None
     "Numbers of ranks, as in 1,2,4 (powers of two and the world, as far as a batch of at most 64 can be divided)."
     threads: Annotated[int | None, _option(_COMPARE)] = None

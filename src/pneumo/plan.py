@@ -84,7 +84,7 @@ def make_plan(study: Study, *, world_size: int, cores: int, local_size: int, gpu
         else:
             runs.append(Run(len(runs), study.model, backend, comm, ranks, run_threads, batches[ranks], device))
 
-    for backend in study.backends or tuple(BACKENDS):
+    for backend in study.backends or tuple(name for name, entry in BACKENDS.items() if entry.usual):
         entry = BACKENDS[backend]
         if not entry.parallel:
             if 1 in asked:

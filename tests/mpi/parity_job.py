@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 
 from pneumo import process
-from pneumo.backends import COMMS
+from pneumo.backends import BACKENDS, COMMS
 from pneumo.config import Study
 from pneumo.data.split import Split
+from pneumo.installed import horovod_missing
 from pneumo.plan import Plan, make_plan
 from pneumo.world import World
 
@@ -71,7 +72,8 @@ def run(world: World, ranks: tuple[int, ...], batch: int, count: int, comms: tup
     from pneumo.comm.groups import Groups
     from pneumo.train import Training
 
-    study = Study(ranks=ranks, global_batch=batch, size=32, threads=1, comm=comms)
+    backends = tuple(name for name in BACKENDS if name != "horovod" or not horovod_missing())
+    study = Study(ranks=ranks, global_batch=batch, size=32, threads=1, comm=comms, backends=backends)
     if comms == ("nccl",):
         study = replace(study, backends=ON_GPUS)
         repeatable_on_gpus()

@@ -44,9 +44,9 @@ py::tuple as_tuple(const pneumo::Record& record) {
                           stamp(record.wait_end));
 }
 
-py::list take(pneumo::Recorder& recorder) {
+py::list take(pneumo::Recorder& recorder, bool ended) {
     py::list found;
-    for (const auto& record : recorder.take()) found.append(as_tuple(*record));
+    for (const auto& record : recorder.take(ended)) found.append(as_tuple(*record));
     return found;
 }
 
@@ -62,9 +62,9 @@ PYBIND11_MODULE(_native, module) {
         .def_static("attach", &pneumo::Recorder::attach, py::arg("group"), "Begin to record a group's calls.")
         .def("detach", &pneumo::Recorder::detach, "End it; what was not taken is gone.")
         .def(
-            "take", &take,
+            "take", &take, py::arg("ended") = false,
             "Tuples (op, dtype, bytes, sequence, peer, enqueued, started, finished, wait_begin, wait_end) of the calls "
-            "since the last time; stamps in ns, None where nothing is known.");
+            "since the last time, or those of them that have ended; stamps in ns, None where nothing is known.");
     const py::object work = py::module_::import("torch._C._distributed_c10d").attr("Work");
     module.attr("timed_wait") =
         py::cpp_function(&pneumo::timed_wait, py::name("wait"), py::is_method(work), py::arg("timeout") = kNoTimeout,

@@ -116,14 +116,23 @@ void Recorder::after(const c10d::PostHookArgs& call) {
     }
 }
 
-std::vector<c10::intrusive_ptr<Record>> Recorder::take() {
+std::vector<c10::intrusive_ptr<Record>> Recorder::take(bool ended) {
     std::vector<c10::intrusive_ptr<Record>> taken;
     for (const Link* link = latest_.exchange(nullptr, std::memory_order_acquire); link != nullptr;) {
         const std::unique_ptr<const Link> owned(link);
         taken.push_back(owned->record);
         link = owned->before;
     }
+    taken.insert(taken.end(), left_.rbegin(), left_.rend());
     std::reverse(taken.begin(), taken.end());
+    left_.clear();
+    if (!ended) return taken;
+    const auto over = [](const auto& record) {
+        return record->finished != 0 || record->wait_end != 0 || (record->life && record->life->ended != 0);
+    };
+    const auto under_way = std::stable_partition(taken.begin(), taken.end(), over);
+    left_.assign(under_way, taken.end());
+    taken.erase(under_way, taken.end());
     return taken;
 }
 

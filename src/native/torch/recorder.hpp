@@ -41,8 +41,9 @@ class Recorder : public std::enable_shared_from_this<Recorder> {
     Recorder& operator=(const Recorder&) = delete;
 
     void detach();
-    /// The calls that were issued since the last `take`, in order; those still under way have no end.
-    std::vector<c10::intrusive_ptr<Record>> take();
+    /// The calls that were issued since the last `take`, in order; those still under way have no end, or, with `ended`,
+    /// are left for the next time. For one thread.
+    std::vector<c10::intrusive_ptr<Record>> take(bool ended = false);
 
    private:
     void before(const c10d::PreHookArgs& call);
@@ -57,6 +58,7 @@ class Recorder : public std::enable_shared_from_this<Recorder> {
         Link* before;
     };
     std::atomic<Link*> latest_{nullptr};
+    std::vector<c10::intrusive_ptr<Record>> left_;  // under way at the last `take`
 };
 
 /// Wait for a Work, noting in its record that this thread does, if it has issued it lately.

@@ -15,12 +15,14 @@ class Entry:
     place: str
     comms: tuple[str, ...]
     parallel: bool = True
+    usual: bool = True  # part of a study that names no backends
 
 
 BACKENDS = {
     "serial": Entry("pneumo.backends.serial:Serial", ("none",), parallel=False),
     "ddp": Entry("pneumo.backends.ddp:Ddp", ("gloo", "pneumo", "nccl")),
     "fsdp": Entry("pneumo.backends.fsdp:Fsdp", ("gloo", "pneumo", "nccl")),
+    "fsdp-async": Entry("pneumo.backends.fsdp:FsdpAsync", ("gloo", "pneumo", "nccl"), usual=False),
     "horovod": Entry("pneumo.backends.horovod:Horovod", ("mpi",)),
 }
 # What --comm chooses among: the libraries that ddp and fsdp can use.

@@ -27,14 +27,18 @@ class Fsdp(Backend):
             fully_shard(child, mesh=mesh)
         fully_shard(model, mesh=mesh)
         gather, scatter = _TimedAllGather(self.recorder, group), _TimedReduceScatter(self.recorder, group)
-        for part in model.modules():
-            # The root holds no parameter of its own where every layer is sharded: it has nothing to send.
-            if isinstance(part, FSDPModule) and (part is not model or not sharded):
-                part.set_custom_all_gather(gather)
-                part.set_custom_reduce_scatter(scatter)
-                part.set_gradient_divide_factor(1.0)  # summed: the loop has divided by the global weight already
-                part.set_force_sum_reduction_for_comms(True)  # Gloo has no PREMUL_SUM, which a factor would use
         self.model, self.optimizer = model, make_optimizer(model.parameters())
+        # The root holds no parameter of its own where every layer is sharded: it has nothing to send.
+        for part in self._sharded():
+            part.set_custom_all_gather(gather)
+            part.set_custom_reduce_scatter(scatter)
+            part.set_gradient_divide_factor(1.0)  # summed: the loop has divided by the global weight already
+            part.set_force_sum_reduction_for_comms(True)  # Gloo has no PREMUL_SUM, which a factor would use
+
+    def _sharded(self) -> Sequence[FSDPModule]:
+        """The parts that are gathered one by one, in the order of the forward pass."""
+        root, *parts = (part for part in self.model.modules() if isinstance(part, FSDPModule))
+        return parts or [root]
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """Gather the whole model on every rank; collective."""
@@ -42,6 +46,19 @@ class Fsdp(Backend):
             name: value.full_tensor() if hasattr(value, "full_tensor") else value
             for name, value in self.model.state_dict().items()
         }
+
+
+class FsdpAsync(Fsdp):
+    """FSDP2 that gathers a layer while the one before it computes, which it does not do on CPU of itself."""
+
+    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
+        """As FSDP2, with asynchronous gathering, a layer ahead in both directions."""
+        super().prepare(model, make_optimizer)
+        parts = self._sharded()
+        for part, following in zip(parts, [*parts[1:], None], strict=True):
+            part._set_unshard_async_op(True)
+            if following is not None:
+                part.set_modules_to_forward_prefetch([following])
 
 
 class _Allocate:
@@ -59,13 +76,29 @@ class _Allocate:
 
 
 class _TimedAllGather(_Allocate, AllGather):
-    """FSDP2's all-gather, timed; blocking on CPU, as FSDP2 calls it there."""
+    """FSDP2's all-gather, timed; blocking on CPU, as FSDP2 calls it there of itself."""
 
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
     ) -> dist.Work | None:
+        if async_op:
+            work = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=True)
+            return _TimedWork(work, self.recorder)
         with self.recorder.blocking():
-            return dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=async_op)
+            return dist.all_gather_single(output_tensor, input_tensor, group=group)
+
+
+class _TimedWork(dist.Work):
+    """A Work whose `wait` is part of the phase `comm`; FSDP2 does nothing else with it."""
+
+    def __init__(self, work: Any, recorder: Recorder) -> None:
+        super().__init__()
+        self._work, self._recorder = work, recorder
+
+    def wait(self, *timeout: Any) -> bool:
+        with self._recorder.waiting():
+            done: bool = self._work.wait(*timeout)
+        return done
 
 
 class _TimedReduceScatter(_Allocate, ReduceScatter):

@@ -70,7 +70,7 @@ class _Responses:
         size, dtype = tensor.numel() * tensor.element_size(), str(tensor.dtype).removeprefix("torch.")
         self._tensors.append((perf_counter_ns(), size, dtype))
 
-    def take(self) -> list[Collective]:
+    def take(self, *, ended: bool = False) -> list[Collective]:
         """Return the responses of the tensors that were enqueued since the last call: all of them have come back."""
         tensors, self._tensors = self._tensors, []
         travelled = _PROBE.take() if _PROBE is not None else ()

@@ -60,9 +60,9 @@ class GroupRecords:
             self._listener = None
             _time_waits(None)
 
-    def take(self) -> list[Collective]:
-        """Return the calls that were issued since the last time, in order."""
-        found = [Call(*one) for one in self._listener.take()] if self._listener is not None else []
+    def take(self, *, ended: bool = False) -> list[Collective]:
+        """Return the calls that were issued since the last time, in order; with `ended`, others stay for later."""
+        found = [Call(*one) for one in self._listener.take(ended)] if self._listener is not None else []
         return [self._collective(call) for call in found]
 
     def _collective(self, call: Call) -> Collective:
@@ -112,8 +112,10 @@ class _Hooks:
         self._group.unregister_post_hook(_HOOK)
         self.take()
 
-    def take(self) -> list[list[Any]]:
-        taken, self._calls = self._calls, []
+    def take(self, ended: bool = False) -> list[list[Any]]:
+        over = [not ended or call[7] is not None or call[9] is not None for call in self._calls]
+        taken = [call for call, is_over in zip(self._calls, over, strict=True) if is_over]
+        self._calls = [call for call, is_over in zip(self._calls, over, strict=True) if not is_over]
         for call in taken:
             _Hooks._waited.pop(call.pop(), None)
         return taken

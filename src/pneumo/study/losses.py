@@ -105,7 +105,7 @@ def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tup
         worst = max(clocks, key=abs)
         free = "least durations, which need no clock"
         yield (
-            "clock",
+            "check",
             f"after the last arrival collectives took up to {100 * worst:+.1f} % by the clocks, against {free}",
         )
 

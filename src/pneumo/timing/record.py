@@ -36,8 +36,8 @@ class Collective:
 class Source(Protocol):
     """Whoever sees the collectives of a training: a process group's hooks, a probe of MPI."""
 
-    def take(self) -> list[Collective]:
-        """Return what was issued since the last call, in order."""
+    def take(self, *, ended: bool = False) -> list[Collective]:
+        """Return what was issued since the last call, in order; with `ended`, what is under way stays for later."""
 
 
 @dataclass(slots=True)
@@ -57,9 +57,9 @@ class Recorder:
     _waits: list[tuple[Stamp, Stamp]] = field(default_factory=list)
     _mark: Stamp | None = None
 
-    def collect(self) -> list[Collective]:
-        """Return what the source has seen since the last time; it belongs to this step."""
-        found = self.source.take() if self.source is not None else []
+    def collect(self, *, ended: bool = False) -> list[Collective]:
+        """Return what the source has seen since the last time (and has ended); it belongs to this step."""
+        found = self.source.take(ended=ended) if self.source is not None else []
         self._collectives += found
         return found
 
@@ -120,7 +120,7 @@ class Recorder:
         yield
         self.delay()
         end = self.now()
-        calls = self.collect()
+        calls = [call for call in self.collect(ended=True) if call.enqueued_ns >= begin.wall_ns]
         self._waits.append((begin, end))
         for i, call in enumerate(calls):
             if i == 0:
@@ -130,6 +130,14 @@ class Recorder:
             if call.finished_ns is None:
                 call.finished_ns = call.wait_end_ns
                 call.bounded(RETURNED)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The main thread waits inside for a collective that was issued before; its record has the wait's stamps."""
+        begin = self.now()
+        yield
+        self.delay()
+        self._waits.append((begin, self.now()))
 
     def delay(self) -> None:
         """Sleep, the first time in a step, as long as is injected into the transport."""
