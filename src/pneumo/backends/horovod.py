@@ -1,5 +1,6 @@
 """Horovod over MPI: its DistributedOptimizer, started on the communicator of the training's ranks."""
 
+from bisect import bisect_right
 from time import perf_counter_ns
 from typing import Any
 
@@ -13,6 +14,9 @@ from torch import nn  # noqa: E402
 from pneumo.backends.base import Backend, MakeOptimizer  # noqa: E402
 from pneumo.timing.record import Collective  # noqa: E402
 from pneumo.timing.responses import assign  # noqa: E402
+
+FOUND = "its tensors found by their bytes"
+NOT_FOUND = "its tensors could not be found: enqueued is the step's last tensor, or the start"
 
 
 class Horovod(Backend):
@@ -57,7 +61,8 @@ class _Responses:
     """Horovod's fused responses as collectives: when they travelled tells the probe, what was in them their bytes.
 
     A rank arrives at a response when it has enqueued the last of its tensors; from there until the response travels
-    Horovod negotiates, on this rank with the others.
+    Horovod negotiates, on this rank with the others. What travels is the same on all ranks, and so are the numbers and
+    bytes of the records, whether the tensors of a response could be found out on this rank or not.
     """
 
     def __init__(self, group: str) -> None:
@@ -66,28 +71,35 @@ class _Responses:
         self._seq = 0
 
     def enqueued(self, tensor: Any) -> None:
-        """Note that a tensor is handed over now."""
-        size, dtype = tensor.numel() * tensor.element_size(), str(tensor.dtype).removeprefix("torch.")
-        self._tensors.append((perf_counter_ns(), size, dtype))
+        """Note that a tensor is handed over now; one without elements is none to look for in what has travelled."""
+        if size := tensor.numel() * tensor.element_size():
+            self._tensors.append((perf_counter_ns(), size, str(tensor.dtype).removeprefix("torch.")))
 
     def take(self, *, ended: bool = False) -> list[Collective]:
         """Return the responses of the tensors that were enqueued since the last call: all of them have come back."""
         tensors, self._tensors = self._tensors, []
-        travelled = _PROBE.take() if _PROBE is not None else ()
+        rows = [row for row in _PROBE.take().tolist() if row[2]] if _PROBE is not None else []
         if not tensors:
             return []
-        parts = assign([size for _, size, _ in tensors], [int(row[2]) for row in travelled])
+        arrivals, sizes, dtypes = zip(*tensors, strict=True)
+        if sum(sizes) != sum(row[2] for row in rows):
+            untold = "what travelled is not what was enqueued: the tensors of a step are one"
+            return [self._made(dtypes[0], sum(sizes), arrivals[-1], None, None, untold)]
+        parts = assign(sizes, [row[2] for row in rows], [bisect_right(arrivals, row[0]) for row in rows])
         if parts is None:
-            return [self._made(tensors, None, "its tensors' calls could not be told apart: all of the step are one")]
+            return [
+                self._made(dtypes[0], size, min(arrivals[-1], begin), begin, end, NOT_FOUND)
+                for begin, end, size, _ in rows
+            ]
         return [
-            self._made([tensors[i] for i in part], row, "its tensors found by their bytes")
-            for part, row in zip(parts, travelled, strict=True)
+            self._made(dtypes[part[-1]], size, arrivals[part[-1]], begin, end, FOUND)
+            for part, (begin, end, size, _) in zip(parts, rows, strict=True)
         ]
 
-    def _made(self, tensors: list[tuple[int, int, str]], row: Any, bound: str) -> Collective:
-        started, finished = (None, None) if row is None else (int(row[0]), int(row[1]))
-        size = sum(one[1] for one in tensors)
-        made = Collective(self._seq, "allreduce", tensors[0][2], size, self._group, max(tensors)[0], started, finished)
+    def _made(
+        self, dtype: str, size: int, arrived: int, started: int | None, finished: int | None, bound: str
+    ) -> Collective:
+        made = Collective(self._seq, "allreduce", dtype, size, self._group, arrived, started, finished)
         made.bounded(bound)
         self._seq += 1
         return made

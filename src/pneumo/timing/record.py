@@ -89,7 +89,8 @@ class Recorder:
         For call i from the later of the mark and the end of call i - 1, until it was finished. `to_the_end`: what is
         left until now was a wait for the last one too, and not work.
         """
-        calls, returned, begin = self.collect(), self.now(), self._mark
+        returned = self.now()  # what it takes to collect is work
+        calls, begin = self.collect(), self._mark
         if not calls:
             return
         assert begin is not None, "a wait begins with a mark"
