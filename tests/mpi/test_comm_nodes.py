@@ -57,7 +57,7 @@ def test_the_late_rank_of_another_node_is_named(notes: Notes) -> None:
     for told in (first, second):
         assert "all_reduce(sum, 4 x float32) (collective 1 of its group) timed out: rank 2 has not come" in told
     assert "gave up" in third
-    assert notes[0]["late"]["seconds"] < 3 + 5
+    assert notes[0]["late"]["seconds"] < 2 + 5
 
 
 def test_nodes_that_disagree_are_told_who_calls_what(notes: Notes) -> None:
@@ -65,9 +65,3 @@ def test_nodes_that_disagree_are_told_who_calls_what(notes: Notes) -> None:
         told = of_rank["disagree"]["told"]
         assert "the node of rank 0 calls broadcast(root 0, 4 x float32)" in told
         assert "the node of rank 1 calls all_reduce(sum, 4 x float32)" in told
-
-
-def test_a_message_may_be_longer_than_a_count_of_mpi(notes: Notes) -> None:
-    if "long message" not in notes[0]:
-        pytest.skip("less than 8 GiB of memory are free")
-    assert [of_rank["long message"]["told"] for of_rank in notes] == [""] * 3

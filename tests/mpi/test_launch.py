@@ -146,7 +146,18 @@ def test_ranks_that_a_training_does_not_use_sleep(mpirun: Launcher, tmp_path: Pa
     )
     script = tmp_path / "job.py"
     script.write_text(code)
-    flags = ["--backends", "serial,ddp,horovod", "--ranks", "1,2", "--epochs", "8", "--global-batch", "8"]
+    flags = [
+        "--backends",
+        "serial,ddp,horovod",
+        "--ranks",
+        "1,2",
+        "--epochs",
+        "6",
+        "--global-batch",
+        "8",
+        "--size",
+        "64",
+    ]
     mpirun(3, file=script, args=[*small_data(tmp_path), *flags, "--blocks", "2"], timeout=250)
     for rank in (1, 2):
         wall_s, cpu_s, threads = json.loads((tmp_path / f"idle{rank}").read_text())
