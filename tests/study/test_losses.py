@@ -67,6 +67,15 @@ def test_the_late_rank_is_named_with_phase_and_cause(tmp_path: Path) -> None:
     assert "by what it did in backward: it was blocked, neither computing nor ready to run." in text
 
 
+def test_what_one_rank_does_alone_is_named(tmp_path: Path) -> None:
+    text = " ".join(
+        one.text for one in said(simulated.study(tmp_path, 4, validates={(0, i): 80 * MS for i in range(8)}))
+    )
+    assert "Rank 0 was the last at" in text
+    assert "by what it did in validate: it did alone what the others did not do." in text
+    assert "(above 5 %), above all validate (+" in text
+
+
 def test_a_faster_network_by_the_replay(tmp_path: Path) -> None:
     path = simulated.study(tmp_path, 2, style="fsdp", network=Network(0, 10 * MS))
     text = " ".join(one.text for one in said(path))
