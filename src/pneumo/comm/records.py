@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pneumo.comm import native
-from pneumo.timing.record import UNTOLD, Collective
+from pneumo.timing.record import UNTOLD, Collective, Source
 
 _WORK: Any = dist.Work
 _HOOK = 0x706E6D  # torch asks for a number that nobody else uses
@@ -29,7 +29,7 @@ class Call(NamedTuple):
     wait_end: int | None
 
 
-class GroupRecords:
+class GroupRecords(Source):
     """The calls of one process group, while attached to it. `name` stands in the records: equal on all its ranks.
 
     Exact are the moment of issue, the moment of completion where the backend's Works have a Future (all of Gloo's but
