@@ -32,6 +32,8 @@ class Call(NamedTuple):
 class GroupRecords(Source):
     """The calls of one process group, while attached to it. `name` stands in the records: equal on all its ranks.
 
+    `in_python`: by hooks in Python also where the native layer is built, whose place they take where it is not.
+
     Exact are the moment of issue, the moment of completion where the backend's Works have a Future (all of Gloo's but
     reduce-scatter and messages), and, of the backend `pneumo`, the moment when the operation's turn came. Blocking is
     exact where the issuing thread blocks in the call or in Python's `Work.wait`; waits inside of torch's own C++ (DDP
@@ -39,8 +41,8 @@ class GroupRecords(Source):
     which c10d demands to be equal on all ranks; messages for each pair of ranks and direction.
     """
 
-    def __init__(self, group: Any, name: str) -> None:
-        self._group, self._name = group, name
+    def __init__(self, group: Any, name: str, *, in_python: bool = False) -> None:
+        self._group, self._name, self._in_python = group, name, in_python
         self._first = self._count = 0
         self._listener: Any = None
 
@@ -48,7 +50,7 @@ class GroupRecords(Source):
         """Begin to record, going on with the numbers of the last time."""
         if self._listener is None:
             self._first = self._count
-            module = native()
+            module = None if self._in_python else native()
             self._listener = _Hooks(self._group) if module is None else module.Recorder.attach(self._group)
             _time_waits(module.timed_wait if module is not None else _Hooks.timed_wait)
 
