@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,8 @@ from pneumo.errors import PneumoError
 from pneumo.inject import Disturbance
 from pneumo.plan import Run
 from pneumo.process import PeakMemory
-from pneumo.timing.breakdown import Interval, carve
-from pneumo.timing.clock import StepClock, ThreadStamps
-from pneumo.timing.record import Recorder
+from pneumo.timing.breakdown import Interval
+from pneumo.timing.steps import Timing
 from pneumo.world import World
 
 Row = dict[str, Any]
@@ -57,9 +56,18 @@ class Sizes:
 
 
 class Training:
-    """One run on this rank: its model stays alive from block to block and sleeps between them."""
+    """One run on this rank, timed by `timing`: its model stays alive from block to block and sleeps between them."""
 
-    def __init__(self, run: Run, study: Study, store: Store, split: Split, world: World, groups: Groups) -> None:
+    def __init__(
+        self,
+        run: Run,
+        study: Study,
+        store: Store,
+        split: Split,
+        world: World,
+        groups: Groups,
+        timing: type[Timing] = Timing,
+    ) -> None:
         self.run, self._study, self._store, self._split, self._world = run, study, store, split, world
         self.comm = world.first(run.ranks)
         self.active = self.comm is not None
@@ -68,19 +76,17 @@ class Training:
         self._prepared = False
         if not self.active:
             return
-        self._now = ThreadStamps()
-        self._recorder = Recorder(self._now)
         device = torch.device(f"cuda:{world.local_rank}" if run.device == "cuda" else "cpu")
         if run.device == "cuda":
-            torch.cuda.set_device(device)  # FSDP2, NCCL and `settle` take the current one
-        settle = torch.cuda.synchronize if run.device == "cuda" else lambda: None
-        self._clock = StepClock(self._now, settle)
+            torch.cuda.set_device(device)  # FSDP2, NCCL and `synchronize` take the current one
+        self._timing = timing(torch.cuda.synchronize if run.device == "cuda" else lambda: None)
+        recorder = self._timing.recorder
         place = Place(self.comm, groups.get(run.comm, run.ranks), device)
         self._disturbance = Disturbance(study.inject, self.comm.rank, run.ranks)
-        self._recorder.delay_s = self._disturbance.delay_s("comm")
+        recorder.delay_s = self._disturbance.delay_s("comm")
         self._small_sum = groups.small_sum(self.comm)
         self._task = models.load(run.model)(study.size, study.learning_rate)
-        self._backend = backends.load(run.backend)(place, self._recorder)
+        self._backend = backends.load(run.backend)(place, recorder)
         self._loader = self._make_loader(run.global_batch)
 
     def _make_loader(self, global_batch: int) -> Loader:
@@ -130,7 +136,7 @@ class Training:
         self._backend.model.train()
         peak.begin()
         self.comm.Barrier()
-        self._recorder.drop()
+        self._timing.recorder.drop()
         with self._disturbance.neighbour():
             for step in range(self.next_step, self.next_step + count):
                 self._do_alone(rows, step, block, warmup=warmup)
@@ -145,7 +151,7 @@ class Training:
     def _step(self, step: int) -> tuple[int, float | None]:
         """Train one step; returns this rank's images and their mean loss."""
         backend = self._backend
-        self._clock.begin()
+        self._timing.begin()
         with self._phase("data"):
             batch = self._loader.batch(step)
             images, labels = self._on_device(batch)
@@ -160,15 +166,15 @@ class Training:
     def _do_alone(self, rows: Block, step: int, block: int, *, warmup: bool) -> None:
         """Do what this rank is asked to do alone before a step, while the others begin it."""
         for kind, seconds in self._disturbance.alone_s.items():
-            self._clock.begin()
-            with self._clock.phase("other"):
+            self._timing.begin()
+            with self._timing.phase("other"):
                 time.sleep(seconds)
             self._end_step(rows, FIRST_ALONE + step, block, kind=kind, warmup=warmup, images=0)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         """A phase of a training step, with what is injected into it."""
-        with self._clock.phase(name):
+        with self._timing.phase(name):
             self._disturbance.lengthen(name)
             yield
 
@@ -184,19 +190,14 @@ class Training:
         warmup: bool = False,
         sampled: bool = False,
     ) -> None:
-        """End the clock's step, and add its row and those of its collectives."""
-        whole, spans, helpers_cpu_ns = self._clock.end()
-        calls, waits = self._recorder.take()
+        """End the step, and add its row and those of its collectives."""
+        timed = self._timing.end()
         where = {"run": self.run.run, "block": block, "rank": self.comm.rank, "step": step}
         row: Row = {**where, "kind": kind, "warmup": warmup, "images": images, "loss": loss}
-        row |= {"begin_ns": whole.begin.wall_ns, "wall_ns": whole.end.wall_ns - whole.begin.wall_ns}
-        intervals, phases = carve(whole, spans, waits)
-        for phase, (wall, cpu, delay) in phases.items():
-            row |= {f"{phase}_ns": wall, f"{phase}_cpu_ns": cpu, f"{phase}_delay_ns": delay}
-        rows.steps.append(row | {"helpers_cpu_ns": helpers_cpu_ns})
-        rows.collectives.extend({**where, "backend": self.run.comm, **asdict(call)} for call in calls)
+        rows.steps.append(row | timed.columns)
+        rows.collectives.extend({**where, "backend": self.run.comm, **call.columns()} for call in timed.collectives)
         if sampled:
-            rows.intervals[step] = intervals
+            rows.intervals[step] = timed.intervals
 
     def _on_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         device = self._backend.place.device
@@ -224,13 +225,13 @@ class Training:
                     batch=EVALUATION_BATCH,
                 )
                 while True:
-                    self._clock.begin()
-                    with self._clock.phase("data"):
+                    self._timing.begin()
+                    with self._timing.phase("data"):
                         batch = next(batches, None)
                         if batch is None:
                             break
                         images, _ = self._on_device(batch)
-                    with self._clock.phase("forward"):
+                    with self._timing.phase("forward"):
                         self._disturbance.lengthen("validate")
                         found.append((batch.samples, self._task.answers(self._backend.model, images)))
                     self._end_step(rows, step, block, kind="validate", images=len(images))
@@ -267,7 +268,7 @@ class Training:
         """Free what the training holds."""
         if self.active:
             self._backend.close()
-            self._now.close()
+            self._timing.close()
 
 
 class Shares(Training):

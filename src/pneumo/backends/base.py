@@ -33,8 +33,8 @@ class Backend(ABC):
 
     def __init__(self, place: Place, recorder: Recorder) -> None:
         self.place, self.recorder = place, recorder
-        self._records = GroupRecords(place.group, f"{place.group.size()} ranks") if place.group is not None else None
-        recorder.source = self._records
+        if place.group is not None:
+            recorder.source = GroupRecords(place.group, f"{place.group.size()} ranks")
         self.model: nn.Module
         self.optimizer: torch.optim.Optimizer
 
@@ -53,13 +53,11 @@ class Backend(ABC):
 
     def pause(self) -> None:
         """Give back what other trainings of this world need while this one sleeps."""
-        if self._records is not None:
-            self._records.detach()
+        self.recorder.detach()
 
     def resume(self) -> None:
         """Undo `pause`; also called before `prepare`."""
-        if self._records is not None:
-            self._records.attach()
+        self.recorder.attach()
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """Return the whole model's parameters and buffers on every rank; collective where they are sharded."""

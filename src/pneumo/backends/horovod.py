@@ -12,7 +12,7 @@ import horovod.torch as hvd  # noqa: E402
 from torch import nn  # noqa: E402
 
 from pneumo.backends.base import Backend, MakeOptimizer  # noqa: E402
-from pneumo.timing.record import Collective  # noqa: E402
+from pneumo.timing.record import Collective, Source  # noqa: E402
 from pneumo.timing.responses import assign  # noqa: E402
 
 FOUND = "its tensors found by their bytes"
@@ -57,7 +57,7 @@ class Horovod(Backend):
         self.optimizer.zero_grad()  # Horovod's takes no argument; torch's default frees the gradients
 
 
-class _Responses:
+class _Responses(Source):
     """Horovod's fused responses as collectives: when they travelled tells the probe, what was in them their bytes.
 
     A rank arrives at a response when it has enqueued the last of its tensors; from there until the response travels

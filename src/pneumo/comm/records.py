@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from pneumo.comm import native
-from pneumo.timing.record import UNTOLD, Collective
+from pneumo.timing.record import UNTOLD, Collective, Source
 
 _WORK: Any = dist.Work
 _HOOK = 0x706E6D  # torch asks for a number that nobody else uses
@@ -29,8 +29,10 @@ class Call(NamedTuple):
     wait_end: int | None
 
 
-class GroupRecords:
+class GroupRecords(Source):
     """The calls of one process group, while attached to it. `name` stands in the records: equal on all its ranks.
+
+    `in_python`: by hooks in Python also where the native layer is built, whose place they take where it is not.
 
     Exact are the moment of issue, the moment of completion where the backend's Works have a Future (all of Gloo's but
     reduce-scatter and messages), and, of the backend `pneumo`, the moment when the operation's turn came. Blocking is
@@ -39,8 +41,8 @@ class GroupRecords:
     which c10d demands to be equal on all ranks; messages for each pair of ranks and direction.
     """
 
-    def __init__(self, group: Any, name: str) -> None:
-        self._group, self._name = group, name
+    def __init__(self, group: Any, name: str, *, in_python: bool = False) -> None:
+        self._group, self._name, self._in_python = group, name, in_python
         self._first = self._count = 0
         self._listener: Any = None
 
@@ -48,7 +50,7 @@ class GroupRecords:
         """Begin to record, going on with the numbers of the last time."""
         if self._listener is None:
             self._first = self._count
-            module = native()
+            module = None if self._in_python else native()
             self._listener = _Hooks(self._group) if module is None else module.Recorder.attach(self._group)
             _time_waits(module.timed_wait if module is not None else _Hooks.timed_wait)
 
