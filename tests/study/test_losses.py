@@ -63,7 +63,9 @@ def test_every_sentence_is_made_of_figures_of_its_row(tmp_path: Path) -> None:
 
 def test_the_late_rank_is_named_with_phase_and_cause(tmp_path: Path) -> None:
     text = " ".join(one.text for one in said(simulated.study(tmp_path, 4, extra=sleepy, style="fsdp")))
-    assert "Rank 1 was the last at 8 collectives and cost the others 1.0 rank-seconds, 100 % of all" in text
+    assert (
+        "Rank 1 was the last at 8 collectives and cost the others 1.0 rank-seconds (40 ms a step each), 100 %" in text
+    )
     assert "by what it did in backward: it was blocked, neither computing nor ready to run." in text
 
 

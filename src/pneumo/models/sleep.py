@@ -1,8 +1,8 @@
 """A model whose compute is sleep: for learning how the account works, and for proving it by injected causes.
 
 Ranks that sleep do not fight for cores, so on any machine N ranks finish their shares in 1/N of the time, and what is
-injected shows as exactly what it is. Everything else is real: parameters, gradients, collectives, the optimizer. Its
-answers are those of a tiny logistic model and say nothing about pneumonia that is worth knowing.
+injected shows as exactly what it is. Everything else is real: parameters, gradients, collectives, the optimizer; its
+answers are those of a tiny model, and no figures of the study.
 """
 
 import time

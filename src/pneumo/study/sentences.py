@@ -87,11 +87,12 @@ def _late(row: Row, whole: float) -> Iterable[Sentence]:
     if not row.late or row.late[0].rank_s < FAINT * whole:
         return
     worst: Late = row.late[0]
+    each = _ms(worst.rank_s / (row.ranks - 1) / row.steps)
     yield _say(
         row,
         f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {worst.rank_s:.1f} "
-        f"rank-seconds, {100 * worst.rank_s / waited:.0f} % of all waiting for late ranks, by what it did in "
-        f"{worst.phase}: {CAUSES[worst.cause]}.",
+        f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all waiting for late ranks, by "
+        f"what it did in {worst.phase}: {CAUSES[worst.cause]}.",
         rank_s=worst.rank_s,
         count=worst.count,
         peer_wait=waited,
