@@ -107,8 +107,8 @@ def extra_of(found: dict[Any, Any], order: list[int] | None = None) -> Any:
         one = found.get((who, step, phase))
         if one is None:
             return None
-        # No two ranks arrive in the same nanosecond: then the lower number would be called late.
-        wall = one[0] * MS + 13 * who
+        # No two ranks arrive in the same nanosecond, however many costs each has: then either could be called late.
+        wall = one[0] * MS + 13 * 10**who
         cpu = int(wall * one[1])
         return wall, cpu, int((wall - cpu) * one[2])
 
