@@ -75,7 +75,7 @@ def test_what_one_rank_does_alone_is_named(tmp_path: Path) -> None:
     )
     assert "Rank 0 was the last at" in text
     assert "by what it did in validate: it did alone what the others did not do." in text
-    assert "(above 5 %), above all validate (+" in text
+    assert "(above 5 %): validate +" in text
 
 
 def test_a_faster_network_by_the_replay(tmp_path: Path) -> None:

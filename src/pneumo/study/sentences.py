@@ -91,7 +91,7 @@ def _late(row: Row, whole: float) -> Iterable[Sentence]:
     yield _say(
         row,
         f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {worst.rank_s:.1f} "
-        f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all waiting for late ranks, by "
+        f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all peer wait, by "
         f"what it did in {worst.phase}: {CAUSES[worst.cause]}.",
         rank_s=worst.rank_s,
         count=worst.count,
@@ -159,7 +159,7 @@ def _defects(row: Row, whole: float, account: Account | None) -> Iterable[Senten
     if abs(other) > OTHER_LIMIT * whole:
         parts = {name: float(x.sum()) for name, x in account.items.get("other", {}).items()} if account else {}
         most = max(parts, key=lambda name: abs(parts[name]), default=None)
-        which = f", above all {most} ({100 * parts[most] / whole:+.1f} %)" if most else ""
+        which = f": {most} {100 * parts[most] / whole:+.1f} %" if most else ""
         yield _say(row, f"other is {100 * other / whole:+.1f} % of N*T_N (above 5 %){which}.", other=other)
 
 
