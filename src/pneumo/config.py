@@ -41,7 +41,7 @@ class Study:
     """Everything that is asked for. What is None follows from the world: its ranks, cores and GPUs."""
 
     model: Annotated[str, _option(_COMPARE)] = "cnn"
-    "The model: cnn."
+    "The model: cnn; or sleep, whose compute is sleep: no model, but a way to learn with --inject."
     backends: Annotated[tuple[str, ...] | None, _option(_COMPARE, split)] = None
     "Backends with commas between: serial,ddp,fsdp,horovod (all that are installed); fsdp-async gathers a layer ahead."
     comm: Annotated[tuple[str, ...] | None, _option(_COMPARE, split)] = None
@@ -77,7 +77,7 @@ class Study:
     learning_rate: Annotated[float, _option(_TRAIN)] = 1e-3
     "Adam's step size."
     inject: Annotated[tuple[Injection, ...], _option(_TRAIN, parse_injections)] = ()
-    "Known causes of loss, as in rank=1,phase=backward,delay=20ms (ranks: a number or all; or cause=busy)."
+    "Known causes of loss, as in rank=1,phase=backward,delay=20ms,cause=sleep (or compute, replicated, alone, busy)."
     seed: Annotated[int, _option(_TRAIN)] = 0
     "Decides the split, the order, the augmentation and the first parameters (the built-in sample stays the same)."
 

@@ -13,20 +13,32 @@ from typing import Any, Literal, get_args
 from pneumo.errors import Refused
 from pneumo.flags import nearest
 
-Place = Literal["data", "forward", "backward", "comm", "optimizer", "validate"]
-Cause = Literal["sleep", "busy"]
+Place = Literal["data", "forward", "backward", "comm", "optimizer", "validate", "checkpoint"]
+Cause = Literal["sleep", "compute", "replicated", "alone", "busy"]
 MOST_S = 60.0
+# Where a cause can act. What is done alone is a row of its own between the steps, of that kind.
+PLACES: dict[str, tuple[str, ...]] = {
+    "sleep": ("data", "forward", "backward", "comm", "optimizer", "validate"),
+    "compute": ("forward", "backward", "optimizer"),
+    "replicated": ("forward", "backward", "optimizer"),
+    "alone": ("validate", "checkpoint"),
+}
 _KEYS = ("rank", "phase", "delay", "cause")
-_EXAMPLE = "as in rank=1,phase=backward,delay=20ms or rank=0,cause=busy"
+_EXAMPLE = "as in rank=1,phase=backward,delay=20ms or rank=0,phase=validate,delay=1s,cause=alone or rank=0,cause=busy"
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """One cause: a rank (None: all) sleeps `delay_s` in a phase of each step, or shares its cores with a busy process.
+    """One cause: what a rank (None: all) does for `delay_s` more, by default in a phase of each step.
 
-    `comm` delays the transport itself, once a step; `validate` each batch of the validation. Only trainings of several
-    ranks are disturbed, so the serial reference stays what it is.
+    sleep       it sleeps; `comm` delays the transport itself, once a step, `validate` each batch of the validation
+    compute     it computes, and uses as much CPU time
+    replicated  so does every rank, and the serial reference: work that does not become less with a rank's share
+    alone       it validates or writes a checkpoint (it sleeps) before each step, while the others go on
+    busy        it shares its cores with a busy process
+
+    But for `replicated` only trainings of several ranks are disturbed, so the serial reference stays what it is.
     """
 
     rank: int | None
@@ -61,6 +73,12 @@ def _one(text: str) -> Injection:
     needed = {"rank"} if cause == "busy" else {"rank", "phase", "delay"}
     if missing := sorted(needed - fields.keys()):
         raise Refused(f"--inject {text}: {' and '.join(missing)} missing; write it {_EXAMPLE}.")
+    if "phase" in fields and cause != "busy" and phase not in PLACES[cause]:
+        raise Refused(f"--inject {text}: cause {cause} acts in {', '.join(PLACES[cause])}, not in {phase}.")
+    if cause == "replicated" and fields["rank"] != "all":
+        raise Refused(f"--inject {text}: what is replicated every rank does: write rank=all.")
+    if cause == "alone" and fields["rank"] == "all":
+        raise Refused(f"--inject {text}: what all ranks do none does alone: name one rank.")
     if cause == "busy" and (extra := sorted({"phase", "delay"} & fields.keys())):
         raise Refused(f"--inject {text}: a busy neighbour has no {' and no '.join(extra)}.")
     return Injection(_rank(text, fields["rank"]), phase, _delay(text, fields.get("delay", "0s")), cause)  # type: ignore[arg-type]
@@ -84,21 +102,24 @@ class Disturbance:
     """What is injected into one rank of one training."""
 
     def __init__(self, injections: Iterable[Injection], rank: int, world_size: int) -> None:
-        mine = [i for i in injections if world_size > 1 and i.rank in (None, rank)]
-        self._delay_s: dict[str, float] = {}
-        for one in mine:
-            if one.phase is not None:
-                self._delay_s[one.phase] = self._delay_s.get(one.phase, 0.0) + one.delay_s
+        mine = [i for i in injections if i.rank in (None, rank) and (world_size > 1 or i.cause == "replicated")]
+        self._sleep_s = _sums(one for one in mine if one.cause == "sleep")
+        self._compute_s = _sums(one for one in mine if one.cause in ("compute", "replicated"))
+        self.alone_s = _sums(one for one in mine if one.cause == "alone")  # before each step, by the kind of its row
         self._busy = any(one.cause == "busy" for one in mine)
 
     def delay_s(self, phase: str) -> float:
-        """The seconds that a phase is delayed by."""
-        return self._delay_s.get(phase, 0.0)
+        """The seconds of sleep that a phase is delayed by."""
+        return self._sleep_s.get(phase, 0.0)
 
-    def sleep(self, phase: str) -> None:
-        """Sleep as long as was asked for in a phase."""
-        if phase in self._delay_s:
-            time.sleep(self._delay_s[phase])
+    def lengthen(self, phase: str) -> None:
+        """Sleep and compute as long as was asked for in a phase."""
+        if phase in self._sleep_s:
+            time.sleep(self._sleep_s[phase])
+        if phase in self._compute_s:
+            end = time.thread_time() + self._compute_s[phase]
+            while time.thread_time() < end:
+                pass
 
     @contextmanager
     def neighbour(self) -> Iterator[None]:
@@ -112,3 +133,12 @@ class Disturbance:
                 yield
             finally:
                 process.kill()
+
+
+def _sums(injections: Iterable[Injection]) -> dict[str, float]:
+    """The seconds of these by phase."""
+    found: dict[str, float] = {}
+    for one in injections:
+        if one.phase is not None:
+            found[one.phase] = found.get(one.phase, 0.0) + one.delay_s
+    return found

@@ -1,5 +1,6 @@
 """The training loop. There is one, for every model and backend."""
 
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ Row = dict[str, Any]
 EVALUATION_BATCH = 50
 SHARE_STEPS = 2  # of each size in each block
 FIRST_SHARE = 1 << 32  # what the steps of shares are numbered from, beyond all others of their run
+FIRST_ALONE = 1 << 33  # the same for what is done alone, before the step of that number less this
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class Training:
         self._timing.recorder.drop()
         with self._disturbance.neighbour():
             for step in range(self.next_step, self.next_step + count):
+                self._do_alone(rows, step, block, warmup=warmup)
                 images, loss = self._step(step)
                 keep = step - self.next_step in sampled
                 self._end_step(rows, step, block, kind="train", warmup=warmup, images=images, loss=loss, sampled=keep)
@@ -160,11 +163,19 @@ class Training:
             backend.step()
         return len(labels), total.item() / weight if weight else None
 
+    def _do_alone(self, rows: Block, step: int, block: int, *, warmup: bool) -> None:
+        """Do what this rank is asked to do alone before a step, while the others begin it."""
+        for kind, seconds in self._disturbance.alone_s.items():
+            self._timing.begin()
+            with self._timing.phase("other"):
+                time.sleep(seconds)
+            self._end_step(rows, FIRST_ALONE + step, block, kind=kind, warmup=warmup, images=0)
+
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         """A phase of a training step, with what is injected into it."""
         with self._timing.phase(name):
-            self._disturbance.sleep(name)
+            self._disturbance.lengthen(name)
             yield
 
     def _end_step(
@@ -221,7 +232,7 @@ class Training:
                             break
                         images, _ = self._on_device(batch)
                     with self._timing.phase("forward"):
-                        self._disturbance.sleep("validate")
+                        self._disturbance.lengthen("validate")
                         found.append((batch.samples, self._task.answers(self._backend.model, images)))
                     self._end_step(rows, step, block, kind="validate", images=len(images))
                     step += 1

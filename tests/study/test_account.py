@@ -326,6 +326,19 @@ def test_validation_has_an_account_of_its_own(tmp_path: Path) -> None:
     assert account_of(path).total("residual") == seconds(0)
 
 
+def test_what_is_validated_amid_the_training_is_no_part_of_the_account_of_validation(tmp_path: Path) -> None:
+    rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2), validates={(0, 6): 300 * MS})
+    serial = simulated.serial_rows(entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})
+    for found in (rows, serial):
+        for last in [r for r in found if r["step"] == 7]:
+            found.append(last | {"kind": "validate", "step": 100, "begin_ns": last["begin_ns"] + 10**10})
+    path = simulated.write(tmp_path, [(serial, []), (rows, records)], [simulated.SERIAL, ("ddp", "gloo", 2, 1)])
+    own = [r for r in rows if r["step"] == 100]
+    whole = max(r["begin_ns"] + r["wall_ns"] for r in own) - min(r["begin_ns"] for r in own)
+    assert account_of(path, kind="validate").length_s.tolist() == [seconds(whole)], "and not 10 s longer"
+    assert item(account_of(path), "other", "validate") == seconds(300 * MS)
+
+
 def test_ranks_that_take_no_part_in_a_validation_are_idle(tmp_path: Path) -> None:
     rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
     serial = simulated.serial_rows(entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})

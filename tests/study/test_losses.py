@@ -63,8 +63,19 @@ def test_every_sentence_is_made_of_figures_of_its_row(tmp_path: Path) -> None:
 
 def test_the_late_rank_is_named_with_phase_and_cause(tmp_path: Path) -> None:
     text = " ".join(one.text for one in said(simulated.study(tmp_path, 4, extra=sleepy, style="fsdp")))
-    assert "Rank 1 was the last at 8 collectives and cost the others 1.0 rank-seconds, 100 % of all" in text
+    assert (
+        "Rank 1 was the last at 8 collectives and cost the others 1.0 rank-seconds (40 ms a step each), 100 %" in text
+    )
     assert "by what it did in backward: it was blocked, neither computing nor ready to run." in text
+
+
+def test_what_one_rank_does_alone_is_named(tmp_path: Path) -> None:
+    text = " ".join(
+        one.text for one in said(simulated.study(tmp_path, 4, validates={(0, i): 80 * MS for i in range(8)}))
+    )
+    assert "Rank 0 was the last at" in text
+    assert "by what it did in validate: it did alone what the others did not do." in text
+    assert "(above 5 %), above all validate (+" in text
 
 
 def test_a_faster_network_by_the_replay(tmp_path: Path) -> None:

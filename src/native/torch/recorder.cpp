@@ -19,9 +19,22 @@ struct Issued {
 constexpr size_t kRemembered = 64;
 thread_local std::array<std::optional<Issued>, kRemembered> issued;
 thread_local size_t issues = 0;
-/// The call between its two hooks.
-thread_local c10::intrusive_ptr<Record> current;
-thread_local int64_t current_id = -1;
+/// Calls between their two hooks; several where a group has several recorders.
+struct Open {
+    const Recorder* recorder;
+    int64_t id;
+    c10::intrusive_ptr<Record> record;
+};
+thread_local std::vector<Open> open;
+
+/// The call of a recorder that is open, which it then is no more; null if there is none with this number.
+c10::intrusive_ptr<Record> close(const Recorder* recorder, int64_t id) {
+    const auto mine = std::find_if(open.begin(), open.end(), [&](const Open& one) { return one.recorder == recorder; });
+    if (mine == open.end()) return {};
+    auto record = mine->id == id ? std::move(mine->record) : c10::intrusive_ptr<Record>();
+    open.erase(mine);
+    return record;
+}
 
 std::atomic<int64_t> hooks{int64_t{0x706e} << 32};
 
@@ -40,6 +53,7 @@ void Recorder::watch(const c10::intrusive_ptr<c10d::Work>& work, const c10::intr
         record->life = own->life();
         return;
     }
+    if (!record->on_cpu) return;
     if (work->isCompleted()) {
         record->finished = now_ns();
         return;
@@ -84,18 +98,21 @@ void Recorder::before(const c10d::PreHookArgs& call) {
     auto record = c10::make_intrusive<Record>();
     record->op = call.name;
     const auto& tensors = call.input_tensors.empty() ? call.output_tensors : call.input_tensors;
-    if (!tensors.empty() && tensors.front().defined()) record->dtype = tensors.front().scalar_type();
+    if (!tensors.empty() && tensors.front().defined()) {
+        record->dtype = tensors.front().scalar_type();
+        record->on_cpu = tensors.front().is_cpu();
+    }
     record->bytes = std::max(bytes(call.input_tensors), bytes(call.output_tensors));
     if (is_message(call.name)) record->peer = call.root;
-    current = std::move(record);
-    current_id = call.op_id;
-    current->enqueued = now_ns();
+    close(this, -1);  // one that has thrown between its hooks
+    open.push_back({this, call.op_id, record});
+    record->enqueued = now_ns();
 }
 
 void Recorder::after(const c10d::PostHookArgs& call) {
-    if (!current || current_id != call.op_id) return;
-    auto record = std::move(current);
     const int64_t returned = now_ns();
+    auto record = close(this, call.op_id);
+    if (!record) return;
     // Only what was issued is numbered: a call that is refused does not travel.
     const bool message = is_message(record->op);
     if (message && record->peer >= 0 && record->peer < static_cast<int64_t>(messages_.size()))

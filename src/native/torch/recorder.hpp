@@ -19,6 +19,7 @@ struct Record : c10::intrusive_ptr_target {
     int64_t bytes = 0;     // of its input or of its output, whichever is more
     int64_t sequence = 0;  // among the collectives of its group, or among the messages of its pair of ranks
     int64_t peer = -1;     // of a message, the other rank in the group
+    bool on_cpu = true;    // on a GPU a Work's Future says nothing of when data moves
     int64_t enqueued = 0;
     std::atomic<int64_t> finished{0};
     std::atomic<int64_t> wait_begin{0}, wait_end{0};  // of the thread that issued it, the first time

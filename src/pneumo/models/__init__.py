@@ -22,7 +22,10 @@ class Entry:
     parameters: Callable[[int], int]
 
 
-MODELS = {"cnn": Entry("pneumo.models.cnn:CnnTask", _cnn_parameters)}
+MODELS = {
+    "cnn": Entry("pneumo.models.cnn:CnnTask", _cnn_parameters),
+    "sleep": Entry("pneumo.models.sleep:SleepTask", lambda _size: (32 * 32 + 1) * 24 + (24 + 1)),
+}
 # Names that belong to the project's vocabulary and are refused with a sentence of their own.
 PLANNED = {"yolo": "the detector is not part of this version"}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pneumo.study import breakdown
 from pneumo.study.account import Account, Reference, make_account, share_cost
@@ -94,7 +95,9 @@ class Explainer:
 
     def _timed(self, steps: Columns, entry: RunEntry, kind: str) -> Columns:
         rows = breakdown.of_kind(steps, kind)
-        return breakdown.timed(rows, entry) if kind == "train" else select(rows, ~rows["warmup"].astype(bool))
+        if kind == "train":
+            return breakdown.timed(rows, entry)
+        return select(rows, ~rows["warmup"].astype(bool) & ~_amid_training(rows, steps))
 
     def _reference(self, run: int | None, kind: str) -> Reference | None:
         if run is None:
@@ -111,6 +114,18 @@ class Explainer:
             else:
                 self._made[run, kind] = None
         return self._made[run, kind]
+
+
+def _amid_training(rows: Columns, steps: Columns) -> NDArray[np.bool_]:
+    """Which rows (n,) begin before their block's training has ended: its account has them, as what a rank did alone."""
+    training = breakdown.of_kind(steps, "train")
+    blocks, index = np.unique(training["block"], return_inverse=True)
+    if not blocks.size:
+        return np.zeros(rows["block"].shape, bool)
+    end = np.full(blocks.size, np.iinfo(np.int64).min)
+    np.maximum.at(end, index, training["begin_ns"] + training["wall_ns"])
+    found = np.minimum(np.searchsorted(blocks, rows["block"]), blocks.size - 1)
+    return np.asarray((blocks[found] == rows["block"]) & (rows["begin_ns"] < end[found]))
 
 
 def _silent(sums: Ledger, groups: Iterable[Group]) -> tuple[int, ...]:

@@ -55,7 +55,7 @@ def sentences(row: Row, account: Account | None, cores: int) -> list[Sentence]:
     found = [*_largest(row, lost, whole, cores), *_late(row, whole)]
     if account is not None:
         found += [*_crowded(row, account), *_clock(row, account), *_network(row, account)]
-    return [*found, *_defects(row, whole), *(_records(row, account) if account else ())]
+    return [*found, *_defects(row, whole, account), *(_records(row, account) if account else ())]
 
 
 def _say(row: Row, text: str, **figures: float) -> Sentence:
@@ -87,11 +87,12 @@ def _late(row: Row, whole: float) -> Iterable[Sentence]:
     if not row.late or row.late[0].rank_s < FAINT * whole:
         return
     worst: Late = row.late[0]
+    each = _ms(worst.rank_s / (row.ranks - 1) / row.steps)
     yield _say(
         row,
         f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {worst.rank_s:.1f} "
-        f"rank-seconds, {100 * worst.rank_s / waited:.0f} % of all waiting for late ranks, by what it did in "
-        f"{worst.phase}: {CAUSES[worst.cause]}.",
+        f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all waiting for late ranks, by "
+        f"what it did in {worst.phase}: {CAUSES[worst.cause]}.",
         rank_s=worst.rank_s,
         count=worst.count,
         peer_wait=waited,
@@ -146,7 +147,7 @@ def _network(row: Row, account: Account) -> Iterable[Sentence]:
     )
 
 
-def _defects(row: Row, whole: float) -> Iterable[Sentence]:
+def _defects(row: Row, whole: float, account: Account | None) -> Iterable[Sentence]:
     residual, other = row.residual_rank_s or 0.0, row.loss["other"] or 0.0
     if row.loss["slower_on_cpu"] is None:
         yield _say(row, f"{NO_SHARES}; they are in the residual.", residual_rank_s=residual)
@@ -156,7 +157,10 @@ def _defects(row: Row, whole: float) -> Iterable[Sentence]:
             row, f"{share:+.1f} % of N*T_N is explained by no measurement (above 1 %).", residual_rank_s=residual
         )
     if abs(other) > OTHER_LIMIT * whole:
-        yield _say(row, f"other is {100 * other / whole:+.1f} % of N*T_N (above 5 %).", other=other)
+        parts = {name: float(x.sum()) for name, x in account.items.get("other", {}).items()} if account else {}
+        most = max(parts, key=lambda name: abs(parts[name]), default=None)
+        which = f", above all {most} ({100 * parts[most] / whole:+.1f} %)" if most else ""
+        yield _say(row, f"other is {100 * other / whole:+.1f} % of N*T_N (above 5 %){which}.", other=other)
 
 
 def _records(row: Row, account: Account) -> Iterable[Sentence]:

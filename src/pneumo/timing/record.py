@@ -108,25 +108,27 @@ class Recorder:
     def waited(self, *, to_the_end: bool = False) -> None:
         """The main thread has been blocked since the last mark on what was collected, one call after the other.
 
-        For call i from the later of the mark and the end of call i - 1, until it was finished. `to_the_end`: what is
-        left until now was a wait for the last one too, and not work.
+        For call i from the later of the mark and the end of call i - 1, until it was finished; for the last one until
+        the thread went on, which a callback and the wait for a core come before. When that was is known by its CPU
+        time: what it used since the mark it used after the wait. `to_the_end`: even that was a wait, and not work.
         """
         returned = self.now()  # what it takes to collect is work
         calls, begin = self.collect(), self._mark
         if not calls:
             return
         assert begin is not None, "a wait begins with a mark"
+        used = 0 if to_the_end else returned.cpu_ns - begin.cpu_ns
         order = sorted(range(len(calls)), key=lambda i: self._finish_of(calls[i], i, returned))
         for i in order:
             call = calls[i]
             end = max(begin.wall_ns, self._finish_of(call, i, returned))
-            if to_the_end and i == order[-1] and (end > begin.wall_ns or self._delayed):
-                end = returned.wall_ns
+            if i == order[-1] and (end > begin.wall_ns or self._delayed):
+                end = max(end, returned.wall_ns - used)
             call.wait_begin_ns, call.wait_end_ns = begin.wall_ns, end
             if i in self._late_ns:
                 call.finished_ns = self._late_ns[i]
             call.bounded("blocked since the last issue or the end of the call before")
-            stop = Stamp(end, returned.cpu_ns, returned.delay_ns)
+            stop = Stamp(end, max(begin.cpu_ns, end - returned.wall_ns + returned.cpu_ns), returned.delay_ns)
             if end > begin.wall_ns:
                 self._waits.append((begin, stop))
                 begin = stop

@@ -154,8 +154,10 @@ def check_a_wait_is_untimed_when_nobody_records(ranks: Ranks) -> None:
     first.attach()
     second.attach()
     dist.all_reduce(torch.ones(2), group=ranks.pneumo)
+    assert [len(one.take()) for one in (first, second)] == [1, 1]
     first.detach()
     assert dist.Work.wait is not before
+    dist.all_reduce(torch.ones(2), group=ranks.pneumo)
     assert len(second.take()) == 1
     second.detach()
     assert dist.Work.wait is before
