@@ -27,7 +27,7 @@ def test_the_file_has_the_promised_form(mpirun: Launcher, tmp_path: Path, ranks:
     found: dict[str, Any] = json.loads(out.read_text())
     size = ranks or 1
     assert found["ranks"] == size
-    assert f"{size} ranks on {found['cores']} cores" in done.stdout, done.text
+    assert f"{size} rank{'s' if size > 1 else ''} on {found['cores']} cores" in done.stdout, done.text
     for row in found["rows"]:
         assert {"name", "value", "unit"} <= row.keys()
         assert math.isfinite(row["value"]), row
@@ -36,7 +36,7 @@ def test_the_file_has_the_promised_form(mpirun: Launcher, tmp_path: Path, ranks:
     assert len(names) == len(set(names))
     assert any(name.startswith("allreduce, blocking, gloo 1: record in Python") for name in names)
     runs = names_of_runs(size)
-    kinds = ("step with timing / without", "step without timing / without")
+    kinds = ("step with timing / without", "CPU of a step with timing / without", "step without timing / without")
     assert {one["name"] for one in found["ratios"]} == {f"{kind}: {run}" for kind in kinds for run in runs}
     for one in found["ratios"]:
         assert 0 < one["low"] <= one["median"] <= one["high"] < 1000

@@ -46,7 +46,9 @@ int64_t bytes(const std::vector<at::Tensor>& tensors) {
 
 bool is_message(HookOpName op) { return op == HookOpName::SEND || op == HookOpName::RECV; }
 
-void watch(const c10::intrusive_ptr<c10d::Work>& work, const c10::intrusive_ptr<Record>& record) {
+}  // namespace
+
+void Recorder::watch(const c10::intrusive_ptr<c10d::Work>& work, const c10::intrusive_ptr<Record>& record) {
     if (auto* own = dynamic_cast<Work*>(work.get())) {
         record->life = own->life();
         return;
@@ -56,14 +58,17 @@ void watch(const c10::intrusive_ptr<c10d::Work>& work, const c10::intrusive_ptr<
         record->finished = now_ns();
         return;
     }
+    auto& futureless = futureless_[static_cast<size_t>(record->op)];
+    if (futureless.load(std::memory_order_relaxed)) return;
     try {
-        work->getFuture()->addCallback([record](c10::ivalue::Future&) { record->finished = now_ns(); });
+        const auto stamp = [record](c10::ivalue::Future&) { record->finished = now_ns(); };
+        work->getFuture()->addCallback(stamp, /*uses_future=*/false);
     } catch (const c10::Error&) {
-        // A backend whose Works have no Future (Gloo's messages): the end of the wait is all there is to know.
+        // Works without a Future (Gloo's messages and reduce-scatter): the end of the wait is all there is to know. The
+        // error costs more than 20 us, so the question is not put again.
+        futureless = true;
     }
 }
-
-}  // namespace
 
 std::shared_ptr<Recorder> Recorder::attach(c10::intrusive_ptr<c10d::ProcessGroup> group) {
     auto recorder = std::make_shared<Recorder>(std::move(group));

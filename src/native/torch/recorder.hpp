@@ -49,11 +49,14 @@ class Recorder : public std::enable_shared_from_this<Recorder> {
    private:
     void before(const c10d::PreHookArgs& call);
     void after(const c10d::PostHookArgs& call);
+    /// Have the end of a Work noted.
+    void watch(const c10::intrusive_ptr<c10d::Work>& work, const c10::intrusive_ptr<Record>& record);
 
     c10::intrusive_ptr<c10d::ProcessGroup> group_;
     const int64_t hook_;
     std::atomic<int64_t> collectives_{0};
-    std::vector<std::array<std::atomic<int64_t>, 2>> messages_;  // to and from each rank
+    std::array<std::atomic<bool>, static_cast<size_t>(c10d::HookOpName::SPLIT)> futureless_{};  // by operation
+    std::vector<std::array<std::atomic<int64_t>, 2>> messages_;                                 // to and from each rank
     struct Link {
         c10::intrusive_ptr<Record> record;
         Link* before;

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pneumo.bench.pictures import pictures
-from pneumo.bench.turns import in_turns, no_collection
+from pneumo.bench.turns import NO_TIME, Times, in_turns, no_collection
 from pneumo.config import Study
 from pneumo.plan import Run
 from pneumo.study.statistics import Comparison, Estimate, compare, hodges_lehmann, median
@@ -35,32 +35,33 @@ class Watched(Training):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self.collectives = 0  # of the last step
-        self._begin_ns = 0
-        self._took_ns: list[int] = []
+        self._begin = (0, 0)
+        self._took_ns: list[tuple[int, int]] = []
 
     def _step(self, step: int) -> tuple[int, float | None]:
-        self._begin_ns = perf_counter_ns()
+        self._begin = perf_counter_ns(), thread_time_ns()
         return super()._step(step)
 
     def _end_step(self, *args: Any, **kwargs: Any) -> None:
         super()._end_step(*args, **kwargs)
-        self._took_ns.append(perf_counter_ns() - self._begin_ns)
+        wall_ns, cpu_ns = self._begin
+        self._took_ns.append((perf_counter_ns() - wall_ns, thread_time_ns() - cpu_ns))
 
-    def block(self) -> float:
-        """Train a block; returns the median of its steps in milliseconds, 0 on ranks that sleep. Collective."""
-        took_ms = 0.0
+    def block(self) -> Times:
+        """Train a block; returns the medians of its steps in milliseconds, 0 on ranks that sleep. Collective."""
+        took = NO_TIME
         with self.awake():
             if self.active:
                 self._took_ns.clear()
                 rows = self.advance(1, STEPS, warmup=False)
-                took_ms = float(np.median(self._took_ns)) / 1e6
+                took = Times(*(np.median(self._took_ns, axis=0) / 1e6).tolist())
                 self.collectives = sum(row["step"] == self.next_step - 1 for row in rows.collectives)
-        return took_ms
+        return took
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One run: a step without timing in ms, what timing adds to it, with over without, and without over itself.
+    """One run: a step without timing in ms, what timing adds, with over without (wall, CPU), without over itself.
 
     `collectives` are those of a step, `waited` the part of the time for which a rank was ready to run without a core.
     """
@@ -69,6 +70,7 @@ class Pair:
     off_ms: Estimate
     more_us: Estimate
     ratio: Comparison
+    cpu_ratio: Comparison
     control: Comparison
     rounds: int
     collectives: int
@@ -95,13 +97,15 @@ def compare_trainings(run: Run, study: Study, world: World, groups: Groups, seco
     for training in trainings.values():
         training.close()
     waited = (end.delay_ns - begin.delay_ns) / (end.wall_ns - begin.wall_ns)
-    on, off, again = (np.array(found[name]) for name in kinds)
+    on, off, again = (found[name] for name in kinds)
+    both = np.sqrt(off * again)
     return Pair(
         run,
-        median(np.concatenate([off, again])),
-        hodges_lehmann(1000 * (on - np.sqrt(off * again))),
-        _ratio(on, np.sqrt(off * again)),
-        _ratio(again, off),
+        median(np.concatenate([off, again])[:, 0]),
+        hodges_lehmann(1000 * (on - both)[:, 0]),
+        _ratio(on[:, 0], both[:, 0]),
+        _ratio(on[:, 1], both[:, 1]),
+        _ratio(again[:, 0], off[:, 0]),
         len(on),
         world.comm.bcast(trainings["on"].collectives),
         max(world.comm.allgather(waited)),

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
-from pneumo.bench.turns import in_turns, no_collection
+from pneumo.bench.turns import Times, in_turns, no_collection
 from pneumo.comm import native
 from pneumo.comm.records import GroupRecords
 from pneumo.study.statistics import Estimate, hodges_lehmann, median
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 Kind = Literal["blocking", "async"]
 KINDS: tuple[Kind, ...] = ("blocking", "async")
 WARMUP_CALLS = 5
-BURST_NS, LEAST_CALLS, MOST_CALLS = 2_000_000, 20, 200  # of a burst
+BURST_US, LEAST_CALLS, MOST_CALLS = 2000, 20, 200  # of a burst
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,42 +55,34 @@ def record_cost(world: World, group: Any, comm: str, ranks: int, kind: Kind, sec
 
 def _measure(bursts: _Bursts, comm: str, ranks: int, kind: Kind, seconds: float) -> Cost:
     hooks = {"in Python": {"in_python": True}} | ({"native": {"in_python": False}} if native() is not None else {})
-    variants: dict[str, Callable[[], float]] = {"none": bursts.bare}
+    variants: dict[str, Callable[[], Times]] = {"none": bursts.bare}
     variants |= {name: lambda chosen=chosen: bursts.recorded(**chosen) for name, chosen in hooks.items()}  # type: ignore[misc]
-    wall = in_turns(bursts.members, variants, seconds / 2)
-    bursts.clock = time.thread_time_ns
-    cpu = in_turns(bursts.members, {name: variants[name] for name in variants if name != "in Python"}, seconds / 2)
-    return Cost(
-        *(comm, ranks, kind, median(wall["none"])),
-        _difference(wall, "native"),
-        _difference(cpu, "native"),
-        hodges_lehmann(np.subtract(wall["in Python"], wall["none"])),
-    )
-
-
-def _difference(found: dict[str, list[float]], name: str) -> Estimate | None:
-    return hodges_lehmann(np.subtract(found[name], found["none"])) if name in found else None
+    found = in_turns(bursts.members, variants, seconds)
+    more = {name: [hodges_lehmann(more) for more in (found[name] - found["none"]).T] for name in hooks}
+    native_wall, native_cpu = more.get("native", (None, None))
+    return Cost(comm, ranks, kind, median(found["none"][:, 0]), native_wall, native_cpu, more["in Python"][0])
 
 
 class _Bursts:
-    """Bursts of calls on a group: microseconds a call by `clock`, wall or CPU time in ns."""
+    """Bursts of calls on a group: microseconds a call."""
 
     def __init__(self, group: Any, members: Any, kind: Kind) -> None:
-        self.members, self.clock = members, time.perf_counter_ns
+        self.members = members
         self._group, self._waits = group, kind == "async"
         self._tensor = torch.zeros(1)  # stays 0 however often it is summed
         self._count = WARMUP_CALLS
         self.bare()
-        took_us = members.allreduce(self.bare()) / members.size
-        self._count = int(min(MOST_CALLS, max(LEAST_CALLS, BURST_NS / 1000 / took_us)))
+        took_us = members.allreduce(self.bare().wall) / members.size
+        self._count = int(min(MOST_CALLS, max(LEAST_CALLS, BURST_US / took_us)))
 
-    def bare(self) -> float:
+    def bare(self) -> Times:
         """A burst as it is."""
         self._calls(WARMUP_CALLS)
         self.members.Barrier()
-        begin = self.clock()
+        begin, begin_cpu = time.perf_counter_ns(), time.thread_time_ns()
         self._calls(self._count)
-        return (self.clock() - begin) / 1000 / self._count
+        end_cpu, end = time.thread_time_ns(), time.perf_counter_ns()
+        return Times((end - begin) / 1000 / self._count, (end_cpu - begin_cpu) / 1000 / self._count)
 
     def _calls(self, count: int) -> None:
         for _ in range(count):
@@ -99,7 +90,7 @@ class _Bursts:
             if work is not None:
                 work.wait()
 
-    def recorded(self, *, in_python: bool) -> float:
+    def recorded(self, *, in_python: bool) -> Times:
         """A burst whose calls leave records."""
         with _attached(self._group, in_python=in_python) as records:
             took = self.bare()

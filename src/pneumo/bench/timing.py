@@ -150,13 +150,16 @@ def _tell_trainings(
         findings.add(f"timing adds to a step: {name}", pair.more_us, "us")
         findings.add(f"timing of a step by its parts: {name}", parts_us, "us")
         findings.add_ratio(f"step with timing / without: {name}", pair.ratio.ratio)
+        findings.add_ratio(f"CPU of a step with timing / without: {name}", pair.cpu_ratio.ratio)
         findings.add_ratio(f"step without timing / without: {name}", pair.control.ratio)
         figures = (str(pair.rounds), f"{pair.off_ms.value:.1f}", per_cent(pair.ratio.ratio), _verdict(pair.ratio))
         alone = (f"{pair.more_us.value:+.0f}", f"{parts_us:.0f}", str(pair.collectives))
-        lines.append((name, *figures, per_cent(pair.control.ratio), *alone))
+        ratios = (per_cent(pair.cpu_ratio.ratio), per_cent(pair.control.ratio))
+        lines.append((name, *figures, *ratios, *alone))
     title = f"Steps of {options.global_batch} images of {options.size} x {options.size}, with timing and without"
-    headers = ("run<", "rounds", "without\nms", "with timing\n+% low..high", "verdict<", "without again\n+% low..high")
-    findings.table(title, (*headers, "timing\n+us", "by parts\nus", "records\na step"), lines)
+    left = ("run<", "rounds", "without\nms", "with timing\n+% low..high", "verdict<", "its CPU\n+% low..high")
+    right = ("without again\n+% low..high", "timing\n+us", "by parts\nus", "records\na step")
+    findings.table(title, (*left, *right), lines)
     findings.explain([*_how_to_read(pairs)])
 
 
@@ -186,6 +189,7 @@ def _how_to_read(pairs: Sequence[Pair]) -> Iterator[tuple[str, str]]:
         "how much longer a step takes with it than without (the geometric mean of both): Hodges and Lehmann's ratio "
         "over the rounds, with its 95 % interval",
     )
+    yield "its CPU", "the same of the main thread's CPU time, which other processes disturb less"
     yield "without again", "two trainings without timing against each other: what this machine can tell apart"
     yield "verdict", "at most 1 %: the whole interval is below it; undecided: about so many more rounds would decide"
     yield "by parts", "the costs above, which were measured with warm caches, summed for a step"

@@ -4,9 +4,10 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pneumo.comm.bench.measure import turns
 from pneumo.study.statistics import MIN_BLOCKS
@@ -14,25 +15,35 @@ from pneumo.study.statistics import MIN_BLOCKS
 MOST_ROUNDS = 400
 
 
-def in_turns(comm: Any, variants: Mapping[str, Callable[[], float]], seconds: float) -> dict[str, list[float]]:
+class Times(NamedTuple):
+    """Wall time, and CPU time of the calling thread, in one unit: other processes hardly disturb the second."""
+
+    wall: float
+    cpu: float
+
+
+NO_TIME = Times(0.0, 0.0)
+
+
+def in_turns(comm: Any, variants: Mapping[str, Callable[[], Times]], seconds: float) -> dict[str, NDArray[np.float64]]:
     """Call each variant once a round for about `seconds`, at least as often as an interval needs; collective.
 
-    A variant returns what it has measured on this rank; the result has, by variant, the greatest of all ranks for each
-    round. The order of a round alternates.
+    A variant returns what it has measured on this rank; the result has, by variant, the greatest of all ranks of each
+    round, (rounds, 2): wall, CPU. The order of a round alternates.
     """
     names = list(variants)
-    rounds: list[list[float]] = []
+    rounds: list[list[Times]] = []
     end = time.monotonic() + seconds
     while True:
-        found = [0.0] * len(names)
+        found = [NO_TIME] * len(names)
         for i in turns(len(names), len(rounds)):
             found[i] = variants[names[i]]()
         rounds.append(found)
         done = len(rounds) >= MIN_BLOCKS and (time.monotonic() >= end or len(rounds) >= MOST_ROUNDS)
         if comm.bcast(done):
             break
-    slowest = np.max(comm.allgather(rounds), axis=0)  # (rounds, variants)
-    return {name: slowest[:, i].tolist() for i, name in enumerate(names)}
+    slowest = np.max(comm.allgather(rounds), axis=0)  # (rounds, variants, 2)
+    return {name: slowest[:, i] for i, name in enumerate(names)}
 
 
 @contextmanager

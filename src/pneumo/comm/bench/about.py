@@ -39,7 +39,8 @@ def header(found: Mapping[str, Any], what: str) -> Iterator[tuple[str, str]]:
     more = ": more ranks than cores" if found["ranks"] > found["cores"] else ""
     hosts = found["hosts"][0] if len(found["hosts"]) == 1 else f"{len(found['hosts'])} hosts"
     yield "measured", what
-    yield "ranks", f"{found['ranks']} ranks on {found['cores']} cores of {hosts}{more}"
+    several = "s" if found["ranks"] > 1 else ""
+    yield "ranks", f"{found['ranks']} rank{several} on {found['cores']} cores of {hosts}{more}"
     yield "binding", f"{found['binding']}, 1 thread a rank"
     if found["shared"]:
         yield "memory", "all tensors lie in memory that pneumo allocates, which its collectives use in place"
