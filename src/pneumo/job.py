@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pneumo.backends import COMMS
-from pneumo.config import DEFAULT_EPOCHS, Command
-from pneumo.plan import Plan, make_sampling, make_schedule
+from pneumo.config import Command
+from pneumo.models import MODELS
+from pneumo.plan import Plan, Run, make_sampling, make_schedule
 from pneumo.progress import Progress
 from pneumo.world import World
 
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from pneumo.study.results import ResultFolder
     from pneumo.study.schema import DataFacts, RunFile
     from pneumo.timing.offsets import Offsets
-    from pneumo.train import Block, Shares, Training
+    from pneumo.shares import Shares
+    from pneumo.train import Block, Training
 
 SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
 
@@ -80,6 +82,8 @@ class Job:
             speed[training.run.run] = self._advance(training, 0, self._schedule.warmup, warmup=True)
             offsets.sample()
         blocks, steps = self._schedule.blocks, world.share(self._block_steps(trainings, speed, begin))
+        for training in trainings:
+            training.total_steps = self._schedule.warmup + blocks * steps
         self._say(self._describe(len(trainings), steps))
         for block in range(1, blocks + 1):
             for training in order(trainings, block):
@@ -97,7 +101,7 @@ class Job:
 
     def _make_shares(self, trainings: "list[Training]", *where: Any) -> "dict[int, Shares]":
         """What times the shares of a step, by the serial runs that others with as many threads are compared with."""
-        from pneumo.train import Shares
+        from pneumo.shares import Shares
 
         found: dict[int, Shares] = {}
         for run in (t.run for t in trainings if t.run.backend == "serial" and t.run.device == "cpu"):
@@ -128,7 +132,7 @@ class Job:
 
     def _describe(self, runs: int, steps: int) -> str:
         """What is trained: the same number of steps in every block, and what that leaves of the epochs and blocks."""
-        plan, epochs = self._schedule, self._study.epochs or DEFAULT_EPOCHS
+        plan, epochs = self._schedule, self._study.most_epochs
         made = plan.warmup + plan.blocks * steps
         text = f"training: {runs} runs in turns, {plan.warmup} steps to warm up, {plan.blocks} blocks of {steps}"
         if made < plan.asked:
@@ -212,7 +216,7 @@ class Job:
         name = f"{run.model}-{run.backend}-{run.comm}-{run.ranks}x{run.threads}"
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         write_atomic(folder / f"{name}.safetensors", save(tensors))
-        about = {**asdict(run), "size": self._study.size, "seed": self._study.seed, "steps": training.next_step}
+        about = {**asdict(run), "size": self._study.settings.size, "seed": self._study.seed, "steps": training.next_step}
         write_atomic(folder / f"{name}.json", msgspec.json.encode(about))
 
     def _left(self, block: int, blocks: int, begin: float) -> str:
@@ -250,16 +254,16 @@ class Job:
         entries = []
         for run in self._plan.runs:
             sizes = self._sizes.get(run.run)
-            cycle = os.environ.get("HOROVOD_CYCLE_TIME", "1")
             entries.append(
                 RunEntry(
                     **asdict(run),
+                    answers=MODELS[run.model].answers,  # type: ignore[arg-type]  # one of the two words
                     binding=world.binding(run.ranks, run.threads),
                     parameters=sizes.parameters if sizes else 0,
                     gradient_bytes=sizes.gradient_bytes if sizes else 0,
                     state_bytes=sizes.state_bytes if sizes else None,
                     step_peak_bytes=sizes.step_peak_bytes if sizes else None,
-                    note=f"cycle time {cycle} ms" if run.backend == "horovod" else None,
+                    note=self._note(run),
                 )
             )
         return RunFile(
@@ -279,6 +283,15 @@ class Job:
             clock=self._offsets.clock() if self._offsets else None,
             provenance=provenance.collect(world.mpi_version()),
         )
+
+    def _note(self, run: Run) -> str | None:
+        """What has to be said of a run beside its figures."""
+        if run.backend != "horovod":
+            return None
+        note = f"cycle time {os.environ.get('HOROVOD_CYCLE_TIME', '1')} ms"
+        if MODELS[run.model].answers == "boxes":
+            note += "; normalisers and statistics of batch norm travel by small sums, not by Horovod"
+        return note
 
     def finish(self) -> None:
         """Write what is left, derive the summary and print it; on rank 0."""

@@ -71,7 +71,7 @@ def _show_plan(command: Command, plan: Plan, size: int, cores: int) -> None:
     study = command.study
     train = len(_parts(study, plan, _labels(study)).train)
     schedule = make_schedule(study, plan, train)
-    gradient_bytes = 4 * MODELS[study.model].parameters(study.size)
+    gradient_bytes = 4 * MODELS[study.model].parameters(study.settings.size)
     rows = [
         {
             **asdict(run),
@@ -157,12 +157,12 @@ def _check(command: Command, plan: Plan) -> None:
     study, cache = command.study, _cache(command.study)
     labels = _labels(study)
     _parts(study, plan, labels)
-    models_bytes = 4 * MODELS[study.model].parameters(study.size) * len(plan.runs) if study.save else 0
+    models_bytes = 4 * MODELS[study.model].parameters(study.settings.size) * len(plan.runs) if study.save else 0
     places.require_folder(study.out / study.study, "--out", RESULT_BYTES + models_bytes)
     # What is in the cache already needs no room; whether it is this data is known only once all of it has been read.
     new_images = 0 if any(cache.glob("store-*")) else len(labels)
     file_bytes = SampleConfig().size ** 2 // 5 if study.data is None else 0
-    places.require_folder(cache, "--cache", new_images * (study.size**2 + file_bytes))
+    places.require_folder(cache, "--cache", new_images * (study.settings.size**2 + file_bytes))
     if command.json:
         places.require_file(command.json, "--json")
 
@@ -180,7 +180,7 @@ def _preprocess(study: Study, world: World, say: Progress) -> "Store":
     config = DataConfig(
         data=study.data,
         cache=_cache(study),
-        sizes=(study.size,),
+        sizes=(study.settings.size,),
         sample=SampleConfig(patients=SAMPLE_PATIENTS, seed=SAMPLE_SEED),
         strict=study.strict,
     )

@@ -104,7 +104,7 @@ def first_state(study: Study) -> State:
     from pneumo import models
 
     torch.manual_seed(study.seed)
-    return models.load(study.model)(study.size, study.learning_rate).build().state_dict()
+    return models.load(study.model)(study.settings).build().state_dict()
 
 
 def look(training: "Training", held: Any, reference: State) -> tuple[dict[str, Any], State]:
@@ -120,7 +120,7 @@ def look(training: "Training", held: Any, reference: State) -> tuple[dict[str, A
     steps = list(zip(*(block.steps for block in blocks), strict=True))  # none but on rank 0, as all below
     images = [sum(row["images"] for row in rows) for rows in steps]
     losses = [sum((row["loss"] or 0) * row["images"] for row in rows) for rows in steps]
-    scores = dict(pair for p, s in answers for pair in zip(p.tolist(), s.tolist(), strict=True))
+    scores = dict(pair for found in answers for pair in zip(found.positions.tolist(), found.answers.scores.tolist(), strict=True))
     state = {name: value.detach().cpu().clone() for name, value in training.full_state().items()}
     distance = {n: float(torch.dist(v, reference[n]) / reference[n].norm()) for n, v in state.items()}
     seen = {
