@@ -92,6 +92,7 @@ class Job:
                 self._say.now_and_then(self._left(block, blocks, begin))
             world.run_on_first(self._flush)
         self._say("evaluating on the validation patients")
+        world.run_on_first(self._add_truths)
         for training in trainings:
             self._evaluate(training, blocks)
             offsets.sample()
@@ -169,41 +170,33 @@ class Job:
             self.write_run("running")
 
     def _evaluate(self, training: "Training", block: int) -> None:
+        from pneumo import answers
+
         with training.awake():
             if not training.active:
                 return
-            rows, answers = training.evaluate(block)
+            rows, parts = training.evaluate(block)
             self._keep(training, rows)
             sizes = training.comm.gather(training.sizes())
-            gathered = training.comm.gather(answers)
+            gathered = training.comm.gather(answers.rows(training.run.run, self._store.index, parts))
             state = training.full_state() if self._study.save else None
             if training.comm.rank == 0:
                 largest = max(s.state_bytes for s in sizes)
                 peak = max(s.step_peak_bytes for s in sizes)
                 self._sizes[training.run.run] = replace(sizes[0], state_bytes=largest, step_peak_bytes=peak)
                 for found in gathered:
-                    for part, (positions, scores) in found.items():
-                        self._results.add_predictions(self._predictions(training, part, positions, scores))
+                    self._results.add_predictions(found.predictions)
+                    self._results.add_detections(found.detections)
                 if state is not None:
                     self._save(training, state)
 
-    def _predictions(self, training: "Training", part: str, positions: Any, scores: Any) -> list[dict[str, Any]]:
-        import pandas as pd
+    def _add_truths(self) -> None:
+        """Keep the true boxes of the images that are evaluated, where a model is to find them; on rank 0."""
+        from pneumo import answers
 
-        found = self._store.index.iloc[positions]
-        return [
-            {
-                "run": training.run.run,
-                "patient": row.patient,
-                "part": part,
-                "label": int(row.label),
-                "score": float(score),
-                "view": row.view or None,
-                "sex": row.sex or None,
-                "age": None if pd.isna(row.age) else int(row.age),
-            }
-            for row, score in zip(found.itertuples(), scores, strict=True)
-        ]
+        if MODELS[self._study.model].answers == "boxes":
+            parts = {part: getattr(self._split, part) for part in ("calibrate", "validate")}
+            self._results.add_truths(answers.truths(self._store.index, parts))
 
     def _save(self, training: "Training", state: Any) -> None:
         from safetensors.torch import save
