@@ -34,13 +34,13 @@ void PneumoBackend::leave() {
 
 void PneumoBackend::shutdown() {
     if (!node_ || shut_.exchange(true) || !node_->communicator->engine().usable()) return;
-    std::deque<c10::weak_intrusive_ptr<Work>> issued;
+    std::deque<std::weak_ptr<Operation>> issued;
     {
         std::lock_guard lock(issued_mutex_);
         issued.swap(issued_);
     }
     for (const auto& one : issued) {
-        if (const auto work = one.lock()) work->settle();
+        if (const auto operation = one.lock()) wait_for(node_->communicator->engine(), *operation);
     }
     leave();
 }
@@ -134,15 +134,16 @@ WorkPtr PneumoBackend::issue(Issue issue) {
     work->lists = std::move(issue.lists);
     auto operation = group.operation(std::move(issue.body), timeout, issue.in_order ? group.lane() : nullptr);
     operation->owner = node_;
+    const std::weak_ptr<Operation> issued = operation;
     work->submit(std::move(operation), !issue.async);
     if (issue.async) {
         std::lock_guard lock(issued_mutex_);
         const auto over = [](const auto& one) {
             const auto earlier = one.lock();
-            return !earlier || earlier->isCompleted();
+            return !earlier || earlier->done();
         };
         while (!issued_.empty() && over(issued_.front())) issued_.pop_front();
-        issued_.emplace_back(work);
+        issued_.push_back(issued);
     }
     return work;
 }

@@ -107,7 +107,8 @@ class PneumoBackend final : public c10d::Backend {
     std::shared_ptr<Node> node_;
     std::atomic<uint64_t> sequence_{0};
     std::mutex issued_mutex_;
-    std::deque<c10::weak_intrusive_ptr<Work>> issued_;  // may be under way; guarded by issued_mutex_
+    // What may be under way; guarded by issued_mutex_. Not weak pointers of c10: those keep a Work with its tensors.
+    std::deque<std::weak_ptr<Operation>> issued_;
     std::atomic<bool> shut_{false}, left_{false};
 };
 

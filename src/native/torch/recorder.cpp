@@ -11,9 +11,12 @@ namespace {
 
 using c10d::HookOpName;
 
-/// What the calling thread has issued and may wait for. A weak pointer keeps a Work's address from being used again.
+/// What the calling thread has issued and may wait for. The address is never followed: the Work may be gone, and then
+/// a later one can be there, which is newer and found first, or of another operation, or the record has been taken. A
+/// weak pointer would be exact and costly: a Work is not destroyed before it, nor are the tensors that it holds.
 struct Issued {
-    c10::weak_intrusive_ptr<c10d::Work> work;
+    const c10d::Work* work;
+    c10d::OpType type;
     c10::intrusive_ptr<Record> record;
 };
 constexpr size_t kRemembered = 64;
@@ -126,7 +129,7 @@ void Recorder::after(const c10d::PostHookArgs& call) {
             record->wait_begin = record->enqueued;
             record->wait_end = returned;
         } else {
-            issued[issues++ % kRemembered] = Issued{c10::weak_intrusive_ptr<c10d::Work>(call.work), record};
+            issued[issues++ % kRemembered] = Issued{call.work.get(), call.work->retrieveOpType(), record};
         }
     } else {  // no handle: it is over
         record->finished = returned;
@@ -148,13 +151,17 @@ std::vector<c10::intrusive_ptr<Record>> Recorder::take(bool ended) {
     taken.insert(taken.end(), left_.rbegin(), left_.rend());
     std::reverse(taken.begin(), taken.end());
     left_.clear();
-    if (!ended) return taken;
+    if (!ended) {
+        for (const auto& record : taken) record->taken = true;
+        return taken;
+    }
     const auto over = [](const auto& record) {
         return record->finished != 0 || record->wait_end != 0 || (record->life && record->life->ended != 0);
     };
     const auto under_way = std::stable_partition(taken.begin(), taken.end(), over);
     left_.assign(under_way, taken.end());
     taken.erase(under_way, taken.end());
+    for (const auto& record : taken) record->taken = true;
     return taken;
 }
 
@@ -162,9 +169,9 @@ bool timed_wait(const c10::intrusive_ptr<c10d::Work>& work, std::chrono::millise
     Record* record = nullptr;
     for (size_t i = 0; i < std::min(issues, kRemembered) && record == nullptr; ++i) {
         const auto& one = issued[(issues - 1 - i) % kRemembered];
-        if (one && one->work._unsafe_get_target() == work.get()) record = one->record.get();
+        if (one && one->work == work.get() && one->type == work->retrieveOpType()) record = one->record.get();
     }
-    if (record == nullptr || record->wait_begin != 0) return work->wait(timeout);
+    if (record == nullptr || record->taken || record->wait_begin != 0) return work->wait(timeout);
     const auto kept = c10::intrusive_ptr<Record>::reclaim_copy(record);
     kept->wait_begin = now_ns();
     struct Note {

@@ -24,6 +24,7 @@ struct Record : c10::intrusive_ptr_target {
     std::atomic<int64_t> finished{0};
     std::atomic<int64_t> wait_begin{0}, wait_end{0};  // of the thread that issued it, the first time
     std::shared_ptr<const Life> life;                 // of a backend that tells more
+    bool taken = false;                               // nobody looks at later stamps; for the issuing thread
 };
 
 /// Records every call of a process group over any c10d backend, from torch's own hooks before and after its issue.

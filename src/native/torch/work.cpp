@@ -40,11 +40,11 @@ void Work::submit(std::shared_ptr<Operation> operation, bool awaited) {
     };
     operation_->completed = [self] { self->complete_future(self->future_); };
     engine_.submit(operation_, awaited);
-    if (awaited) wait_for(std::chrono::milliseconds(0));
+    if (awaited) wait_for(engine_, *operation_);
 }
 
-bool Work::wait_for(std::chrono::milliseconds timeout) {
-    TORCH_CHECK(operation_->done() || engine_.usable(),
+bool wait_for(Engine& engine, Operation& operation, std::chrono::milliseconds timeout) {
+    TORCH_CHECK(operation.done() || engine.usable(),
                 "pneumo: a process that was forked from one which uses this backend ",
                 "cannot wait for its operations");
     const auto limit = Clock::now() + timeout;
@@ -53,9 +53,9 @@ bool Work::wait_for(std::chrono::milliseconds timeout) {
         auto slice = std::chrono::milliseconds(200);
         if (timeout.count() > 0)
             slice = std::min(slice, std::chrono::ceil<std::chrono::milliseconds>(limit - Clock::now()));
-        if (slice.count() > 0 && engine_.wait(*operation_, slice)) return true;
-        if (timeout.count() > 0 && Clock::now() >= limit) return operation_->done();
-        if (!engine_.usable()) return operation_->done();
+        if (slice.count() > 0 && engine.wait(operation, slice)) return true;
+        if (timeout.count() > 0 && Clock::now() >= limit) return operation.done();
+        if (!engine.usable()) return operation.done();
         const pybind11::gil_scoped_acquire python;
         if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
     }
@@ -74,7 +74,7 @@ int Work::sourceRank() const { return source ? *source : c10d::Work::sourceRank(
 std::vector<at::Tensor> Work::result() { return outputs_; }
 
 bool Work::wait(std::chrono::milliseconds timeout) {
-    if (!wait_for(timeout)) {
+    if (!wait_for(engine_, *operation_, timeout)) {
         TORCH_CHECK_WITH(DistBackendError, false, "pneumo: ", c10d::opTypeToString(retrieveOpType()), ", number ",
                          sequence_, " of its group, is not done after ", timeout.count(), " ms");
     }

@@ -14,8 +14,6 @@ class Work final : public c10d::Work {
 
     /// Give the operation over to the engine; `awaited`: wait here until it is done.
     void submit(std::shared_ptr<Operation> operation, bool awaited);
-    /// Wait for its end, whatever it is.
-    void settle() { wait_for(std::chrono::milliseconds(0)); }
 
     bool isCompleted() override;
     bool isSuccess() const override;
@@ -35,8 +33,6 @@ class Work final : public c10d::Work {
     std::vector<std::vector<at::Tensor>> lists;  // the Future's value where it is a list of lists, as Gloo has it
 
    private:
-    /// Wait with an eye on signals; false if `timeout` (0: none) is over before.
-    bool wait_for(std::chrono::milliseconds timeout);
     void complete_future(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;
 
     Engine& engine_;
@@ -47,6 +43,9 @@ class Work final : public c10d::Work {
     c10::intrusive_ptr<c10::ivalue::Future> future_;
     bool ended_ = false;  // guarded by future_mutex_
 };
+
+/// Wait for an operation's end with an eye on signals; false if `timeout` (0: none) is over before.
+bool wait_for(Engine& engine, Operation& operation, std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
 
 /// An operation's error as c10d and Python know it.
 std::exception_ptr as_torch_error(const std::exception_ptr& error);

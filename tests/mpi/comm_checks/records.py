@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from comm_checks.world import Ranks
 from pneumo.comm import records
@@ -172,3 +173,22 @@ def check_functional_collectives_are_recorded(ranks: Ranks) -> None:
     (record,) = recorded(ranks.pneumo, calls)
     assert (record.op, record.bytes) == ("allreduce", 16)
     assert record.finished_ns is not None
+
+
+def check_records_keep_no_tensor_alive(ranks: Ranks) -> None:
+    """What was sent and received is freed when its owner lets go of it, and not when the records are taken."""
+    for name, group in (("pneumo", ranks.pneumo), ("gloo", ranks.fresh(backend="gloo"))):
+
+        def calls(name: str = name, group: Any = group) -> None:
+            mine, all_of_them = torch.ones(1000), torch.empty(1000 * ranks.size)
+            dist.all_gather_single(all_of_them, mine, group=group)
+            work = dist.all_reduce(mine, group=group, async_op=True)
+            work.wait()
+            held = [StorageWeakRef(tensor.untyped_storage()) for tensor in (mine, all_of_them)]
+            del mine, all_of_them, work
+            deadline = time.monotonic() + 5  # Gloo's thread lets go of them a moment later
+            while not all(one.expired() for one in held):
+                assert time.monotonic() < deadline, f"{name}: the records keep tensors alive"
+                time.sleep(0.01)
+
+        recorded(group, calls)
