@@ -23,7 +23,7 @@ def to_fractions(boxes: npt.ArrayLike, rows: int, columns: int) -> npt.NDArray[n
     """
     side, top, left = square_around(rows, columns)
     moved = _clipped(_table(boxes), rows, columns) + np.array([left, top, 0, 0])
-    return (moved / side).astype(np.float32)
+    return np.asarray(moved / side, np.float32)
 
 
 def to_pixels(boxes: npt.ArrayLike, rows: int, columns: int) -> npt.NDArray[np.float64]:
