@@ -59,6 +59,7 @@ def state() -> dict[str, str]:
         for name, logger in loggers.items()
     }
     numbers = range(1, signal.NSIG)
+    legacy = np.random.get_state()  # noqa: NPY002 -- the one that a library would disturb
     return {
         "environment": str(sorted(os.environ.items())),
         "torch functions": str([id(getattr(torch, name)) for name in ("save", "load", "arange", "compile")]),
@@ -90,7 +91,7 @@ def state() -> dict[str, str]:
                 torch.backends.cuda.matmul.allow_tf32,
             )
         ),
-        "random": str((hash(random.getstate()), np.random.get_state()[1].sum(), torch.get_rng_state().sum())),
+        "random": str((hash(random.getstate()), legacy[1].sum(), torch.get_rng_state().sum())),
         "matplotlib": os.environ.get("MPLBACKEND", "") + str("matplotlib.pyplot" in sys.modules),
         "safe globals": str(torch.serialization.get_safe_globals()),
         "at exit": str(atexit._ncallbacks()),
