@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumo.data.geometry import to_pixels
-from pneumo.study.matching import COCO_THRESHOLDS, RSNA_THRESHOLDS, match
+from pneumo.study.boxes import detection_rows, truth_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,26 +29,29 @@ def rows(run: int, index: "pd.DataFrame", parts: "Mapping[str, Answered]") -> Fo
     """Make the rows of a run's answers to each part of the split, which are positions in a store's index."""
     found = Found()
     for part, answered in parts.items():
-        images = index.iloc[answered.positions]
-        answers = answered.answers
-        for image, score in zip(images.itertuples(), answers.scores, strict=True):
-            found.predictions.append({"run": run, "part": part, **_image(image), "score": float(score)})
-        for image, boxes in zip(images.itertuples(), answers.boxes, strict=bool(answers.boxes)):
-            found.detections.extend({"run": run, "part": part, **box} for box in _boxes(image, boxes))
+        images = list(index.iloc[answered.positions].itertuples())
+        for image, score in zip(images, answered.answers.scores, strict=True):
+            found.predictions.append({"run": run, "part": part, "score": float(score), **_about(image)})
+        for image, boxes in zip(images, answered.answers.boxes, strict=bool(answered.answers.boxes)):
+            # A box beyond the picture, in the black beside it, has no size there.
+            pixels = to_pixels(boxes[:, :4], image.rows, image.columns)
+            kept = (pixels[:, 2:] > 0).all(axis=1)
+            scored = boxes[kept, 4]
+            found.detections += detection_rows(run, image.patient, part, pixels[kept], scored, image.boxes)
     return found
 
 
 def truths(index: "pd.DataFrame", parts: Mapping[str, Any]) -> Rows:
-    """Make the rows of truths.parquet, a true box each, of the images that are evaluated."""
+    """Make the rows of truths.parquet, a true box each, of the images of these parts."""
     return [
-        {"patient": image.patient, "part": part, **_box(box)}
+        row
         for part, positions in parts.items()
         for image in index.iloc[positions].itertuples()
-        for box in image.boxes
+        for row in truth_rows(image.patient, part, image.boxes)
     ]
 
 
-def _image(image: Any) -> dict[str, Any]:
+def _about(image: Any) -> dict[str, Any]:
     return {
         "patient": image.patient,
         "label": int(image.label),
@@ -56,25 +59,3 @@ def _image(image: Any) -> dict[str, Any]:
         "sex": image.sex or None,
         "age": None if np.isnan(image.age) else int(image.age),
     }
-
-
-def _boxes(image: Any, found: Any) -> Rows:
-    """The boxes (k, 5) that were found in an image, in pixels of the original, and which true ones they hit."""
-    boxes, scores = to_pixels(found[:, :4], image.rows, image.columns), found[:, 4]
-    true = np.asarray(image.boxes, np.float64).reshape(-1, 4)
-    coco = _bits(match(boxes, scores, true, COCO_THRESHOLDS, strict=False))
-    rsna = _bits(match(boxes, scores, true, RSNA_THRESHOLDS, strict=True))
-    return [
-        {"patient": image.patient, "score": float(score), **_box(box), "hits_coco": at_coco, "hits_rsna": at_rsna}
-        for box, score, at_coco, at_rsna in zip(boxes, scores, coco, rsna, strict=True)
-    ]
-
-
-def _box(box: Any) -> dict[str, float]:
-    return dict(zip(("x", "y", "width", "height"), map(float, box), strict=True))
-
-
-def _bits(hits: np.ndarray) -> list[int]:
-    """Pack (k, t) bools into k numbers: bit i is the i-th threshold."""
-    packed: list[int] = (hits.astype(np.int64) << np.arange(hits.shape[1])).sum(axis=1).tolist()
-    return packed

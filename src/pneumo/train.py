@@ -290,6 +290,7 @@ class Training:
     def full_state(self) -> Mapping[str, torch.Tensor]:
         """The evaluated model's tensors, whole, by a serial model's names; collective over the run's ranks."""
         with torch.no_grad(), self._recipe.averaged():
+            self._task.settle()
             return {name: value.clone() for name, value in self._backend.full_state().items()}
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ class YoloTask(Task):
             if layer < self.settings.freeze:
                 parameter.requires_grad = False
         self._norms = Norms(model, self.settings.batch_norm, self.team.sum, self.team.ranks)
-        self._loss = yolov8.Loss(model)
+        self._loss = yolov8.Loss()
         self._weight: Pending | None = None
         return model
 
@@ -59,7 +59,7 @@ class YoloTask(Task):
         if not len(images):
             images, boxes, weight = images.new_zeros(1, *images.shape[1:]), (np.zeros((0, 4), np.float32),), 0.0
         self._norms.of_batch(share.lengths, share.groups)
-        total, scores = self._loss(model(_seen(images)), boxes)
+        total, scores = self._loss(model(_pictures(images)), boxes)
         self._weight = self.team.begin_sum((weight * scores.detach()).double().cpu().reshape(1))
         return weight * total
 
@@ -76,14 +76,11 @@ class YoloTask(Task):
 
     def answers(self, model: nn.Module, images: torch.Tensor) -> Answers:
         """Return the boxes, and for each image the score of the best one as the probability."""
-        if not len(images):
-            model(_seen(images.new_zeros(1, *images.shape[1:])))  # a sharded model's forward pass is collective
-            return Answers(np.zeros(0, np.float32))
-        found = detect(model(_seen(images)), self.size)
+        found = detect(model(_pictures(images)), self.size)  # also of none: a sharded model's pass is collective
         boxes = tuple(np.column_stack([b / self.size, s]).astype(np.float32).reshape(-1, 5) for b, s in found)
         return Answers(np.array([max(s, default=0.0) for _, s in found], np.float32), boxes)
 
 
-def _seen(images: torch.Tensor) -> torch.Tensor:
-    """What the network sees of pictures (b, 1, size, size) as the loader scales them: three channels from 0 to 1."""
-    return (images * 0.25 + 0.5).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+def _pictures(images: torch.Tensor) -> torch.Tensor:
+    """What the network sees, in the memory format that its convolutions are faster in."""
+    return yolov8.pictures(images).contiguous(memory_format=torch.channels_last)
