@@ -178,6 +178,15 @@ def test_threshold_lies_midway_and_of_equals_in_the_middle_one() -> None:
     assert choose_threshold(detections([hit, Picture([FAR] * 2, [0.9, 0.3])])) == pytest.approx(0.15)
 
 
+@pytest.mark.parametrize("others", range(1, 9))
+def test_thresholds_are_equally_good_whatever_rounding_says(others: int) -> None:
+    """1 of 3 true boxes by one box, or 2 of 3 by five, is a score of 1/3; the sums on the way there differ."""
+    truths = [A, B, (20, 0, 10, 10)]
+    picture = Picture([A, FAR, FAR, FAR, B], [0.9, 0.7, 0.6, 0.5, 0.4], truths)
+    other = Picture([A], [0.95], [(20 * i, 0, 10, 10) for i in range(others)])
+    assert choose_threshold(detections([picture, other])) == pytest.approx(0.2)
+
+
 @pytest.mark.parametrize(
     "pictures", [[Picture()], [Picture(truths=[A])], [Picture([A], [0.3])], [Picture([FAR], [0.3], [A])]]
 )

@@ -97,10 +97,8 @@ class Curves:
         truths = self.truths @ weights
         totals = np.cumsum(self.boxes @ weights, axis=0)
         of_positives = np.cumsum(self.boxes @ (weights * self.positive[:, None]), axis=0)
-        # How many of the recalls so many hits reach.
-        reached = np.searchsorted(
-            RECALLS, np.arange(truths.max(initial=0) + 1)[:, None] / np.maximum(truths, 1), "right"
-        )
+        recalls = np.arange(truths.max(initial=0) + 1)[:, None] / np.maximum(truths, 1)
+        reached = np.searchsorted(RECALLS, recalls, side="right")  # how many of RECALLS by so many hits
         each: list[list[Floats]] = [[], []]
         for hits in self.hits:
             found = np.cumsum(weights[self.image[hits]], axis=0)
