@@ -15,7 +15,10 @@ import sys
 import tempfile
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -109,6 +112,18 @@ def differences(before: dict[str, str], after: dict[str, str]) -> dict[str, list
     return {name: [before[name], after[name]] for name in before if before[name] != after[name]}
 
 
+def observed(isolated: Callable[[], Any], seen: list[dict[str, str]]) -> Callable[[], Any]:
+    """The same context; what the state is inside, after the import and before anything is undone, is seen."""
+
+    @contextmanager
+    def inside() -> Iterator[None]:
+        with isolated():
+            yield
+            seen.append(state())
+
+    return inside
+
+
 def pretend_to_be_a_rank() -> None:
     """As if a process group of two were there: whoever asks it to wait is noted."""
     dist.is_initialized = lambda: True
@@ -120,13 +135,13 @@ def main() -> None:
     """Import and build; print the report as the last line."""
     global watching
     torch.nn.functional.conv2d(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 1, 1))  # starts what torch starts once
+    cv2.setNumThreads(2)
     pretend_to_be_a_rank()
     scratch = f"{tempfile.gettempdir()}/pneumo-"
     sys.addaudithook(watch)
     before = state()
-    seen = []
-    original = isolation._set_back  # called while the library's changes are still there
-    isolation._set_back = lambda *arguments: (seen.append(state()), original(*arguments))
+    seen: list[dict[str, str]] = []
+    isolation.isolated_import = observed(isolation.isolated_import, seen)
     watching = True
     from pneumo.models import yolov8
 

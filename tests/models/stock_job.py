@@ -14,6 +14,7 @@ assert importlib.util.find_spec("pneumo") is None
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from lively import enliven  # noqa: E402
 from ultralytics import YOLO  # noqa: E402
 from ultralytics.nn.tasks import DetectionModel, SegmentationModel  # noqa: E402
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_DICT  # noqa: E402
@@ -36,21 +37,6 @@ def found(file: str, **settings: int) -> dict[str, list[list[float]]]:
         "corners": boxes.xyxy.tolist(),
         "scores": boxes.conf.tolist(),
     }
-
-
-def enliven(network: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Give an untrained network features that differ from cell to cell, and scores far apart."""
-    torch.manual_seed(seed)
-    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        network.train()(torch.rand(4, 3, 160, 160))
-        for branch in network.model[-1].cv3:
-            branch[-1].weight *= 10
-    for norm in norms:
-        norm.momentum = 0.03
-    return network
 
 
 def saved(network: torch.nn.Module, file: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lively import enliven, shades
 from safetensors.torch import save_file
 
 from pneumo.data.loader import scale
@@ -33,29 +34,20 @@ SIZE = 160
 
 @pytest.fixture(scope="module")
 def lively() -> torch.nn.Module:
-    """A network of ours whose features differ from cell to cell, with scores far apart; see stock_job.enliven."""
-    torch.manual_seed(2)
-    network = yolov8.build()
-    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with torch.no_grad():
-        network(torch.rand(4, 3, SIZE, SIZE))
-        for branch in network.model[-1].cv3:
-            branch[-1].weight *= 10
-    return network.eval()
+    """A network of ours whose boxes and scores differ from cell to cell."""
+    return enliven(yolov8.build(), seed=2).eval()
 
 
 @pytest.fixture(scope="module")
 def stock(lively: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder and the report of a process that has Ultralytics and no pneumo; see stock_job."""
     folder = tmp_path_factory.mktemp("stock")
-    grey = np.random.default_rng(8).integers(0, 256, (SIZE, SIZE), dtype=np.uint8)
+    grey = (shades(1, seed=8)[0, 0] * 255).byte().numpy()
     np.save(folder / "picture.npy", np.repeat(grey[:, :, None], 3, axis=2))
     weights.write_pt(lively.state_dict(), folder / "ours.pt", size=SIZE)
     environment = {
         **{"HOME": str(folder), "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0"},
-        **{"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "2"},
+        **{"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
     }
     command = [sys.executable, str(Path(__file__).parent / "stock_job.py"), str(folder)]
     done = subprocess.run(
@@ -72,9 +64,11 @@ def assert_same_boxes(network: torch.nn.Module, folder: Path, theirs: dict[str, 
     with torch.no_grad():
         ((boxes, scores),) = detect(network.eval()(yolov8.pictures(images)), SIZE, floor=0.01)
     corners = np.hstack([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]])
-    assert len(boxes) > 20
-    np.testing.assert_allclose(corners, np.reshape(theirs["corners"], (-1, 4)), atol=1e-3)
-    np.testing.assert_allclose(scores, theirs["scores"], atol=1e-4)
+    assert 20 < len(boxes) < 100
+    apart = np.abs(corners[:, None] - np.reshape(theirs["corners"], (1, -1, 4))).max(axis=2)
+    assert apart.shape == (len(boxes), len(boxes))
+    assert max(apart.min(axis=0).max(), apart.min(axis=1).max()) < 1e-3  # in whatever order rounding puts equal scores
+    np.testing.assert_allclose(scores, theirs["scores"], atol=1e-3)
 
 
 def test_ultralytics_finds_the_same_boxes_with_our_weights(lively: torch.nn.Module, stock) -> None:
@@ -405,7 +399,7 @@ def test_files_of_other_kinds_are_refused_each_in_a_sentence(lively: torch.nn.Mo
     assert_refused(tmp_path / "absent.pt", canary, "No such file")
     with warnings.catch_warnings(action="ignore"):  # torch advises against making such files
         torch.jit.script(torch.nn.Identity()).save(str(tmp_path / "script.pt"))
-    assert_refused(tmp_path / "script.pt", canary, "damaged")
+    assert_refused(tmp_path / "script.pt", canary, "is a zip file")
     for value in (
         [],
         {"model": 3},

@@ -229,7 +229,8 @@ def test_the_import_writes_to_its_own_folder_alone_and_removes_it(imported: dict
 
 def test_the_import_leaves_the_process_as_it_was(imported: dict[str, object]) -> None:
     assert imported["changed"] == {}
-    assert imported["unguarded"], "the comparison sees no change even where nothing is undone"
+    undone = {"environment", "torch functions", "pillow", "threads", "printing", "warnings", "loggers"}
+    assert undone <= set(imported["unguarded"]), "the comparison does not see what there is to undo"
 
 
 def test_the_import_says_nothing(imported: dict[str, object]) -> None:

@@ -53,7 +53,7 @@ def isolated_import() -> Iterator[None]:
         for name in _LOGGERS:
             stack.enter_context(_logger(logging.getLogger(name)))
         stack.enter_context(np.printoptions())
-        stack.enter_context(torch._tensor_str.printoptions())  # type: ignore[no-untyped-call]
+        stack.enter_context(torch._tensor_str.printoptions())
         stack.enter_context(warnings.catch_warnings())
         yield
 

@@ -51,10 +51,10 @@ def plain() -> nn.Module:
     """Make the network of Ultralytics' own classes alone, which a checkpoint for others may hold; prints nothing."""
     description = YAML.load(ROOT / "cfg/models/v8/yolov8.yaml")
     description |= {"scale": "n", "yaml_file": "yolov8n.yaml", "nc": len(CLASSES)}
-    network: nn.Module = DetectionModel(description, ch=CHANNELS, verbose=False)
-    network.names = dict(CLASSES)
-    network.task = "detect"  # type: ignore[assignment]  # modules keep any attribute
-    return network
+    network: Any = DetectionModel(description, ch=CHANNELS, verbose=False)
+    network.names, network.task = dict(CLASSES), "detect"
+    made: nn.Module = network
+    return made
 
 
 def build() -> nn.Module:
@@ -65,7 +65,8 @@ def build() -> nn.Module:
     a pair of (b, 5, a), centre x, centre y, width, height in pixels and score, and the same dict. b may be 0.
     """
     network = plain()
-    network.model[-1].__class__ = _Head  # type: ignore[index]
+    head: Any = network.model[-1]  # type: ignore[index]
+    head.__class__ = _Head
     return network
 
 
