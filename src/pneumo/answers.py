@@ -37,7 +37,7 @@ def rows(run: int, index: "pd.DataFrame", parts: "Mapping[str, Answered]") -> Fo
             pixels = to_pixels(boxes[:, :4], image.rows, image.columns)
             kept = (pixels[:, 2:] > 0).all(axis=1)
             scored = boxes[kept, 4]
-            found.detections += detection_rows(run, image.patient, part, pixels[kept], scored, image.boxes)
+            found.detections.extend(detection_rows(run, image.patient, part, pixels[kept], scored, image.boxes))
     return found
 
 

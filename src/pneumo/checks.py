@@ -24,7 +24,6 @@ NEEDED = {
     "scipy": "scipy",
     "dask": "dask",
     "distributed": "distributed",
-    "faster-coco-eval": "faster_coco_eval",
     "dask-mpi": "dask_mpi",
     "cryptography": "cryptography",
     "pydicom": "pydicom",

@@ -14,7 +14,7 @@ from pneumo.backends import BACKENDS, COMMS
 from pneumo.errors import Refused
 from pneumo.flags import nearest, one_sentence, split
 from pneumo.inject import Injection, parse_injections
-from pneumo.models import BATCH_NORMS, MODELS, Settings, Usual
+from pneumo.models import MODELS, Settings, Usual
 from pneumo.study.schema import names_a_folder
 
 DETECTOR_LAYERS = 22  # below its head
@@ -81,7 +81,7 @@ class Study:
     seed: Annotated[int, _option(_TRAIN)] = 0
     "Decides the split, the order, the augmentation and the first parameters (the built-in sample stays the same)."
 
-    batch_norm: Annotated[str, _option(_DETECTOR)] = "ghost"
+    batch_norm: Annotated[Literal["sync", "ghost", "local"], _option(_DETECTOR)] = "ghost"
     "Statistics of batch norm: sync (over all ranks), ghost (over small groups, the same for any ranks), or local."
     weights: Annotated[Path | None, _option(_DETECTOR)] = None
     "A YOLOv8n checkpoint to begin with (random numbers)."
@@ -259,8 +259,6 @@ def _check(study: Study) -> None:
 
 def _check_detector(study: Study) -> None:
     """Refuse what only the detector has, of another model or out of range."""
-    if study.batch_norm not in BATCH_NORMS:
-        raise Refused(f"Unknown --batch-norm {study.batch_norm}: {nearest(study.batch_norm, BATCH_NORMS)}.")
     if not 0 <= study.freeze <= DETECTOR_LAYERS:
         raise Refused(f"--freeze {study.freeze}: the detector has 0 to {DETECTOR_LAYERS} layers that can be frozen.")
     if study.model != "yolo" and (study.weights is not None or study.freeze):

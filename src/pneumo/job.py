@@ -22,10 +22,10 @@ from pneumo.world import World
 if TYPE_CHECKING:
     from pneumo.data.split import Split
     from pneumo.data.store import Store
+    from pneumo.shares import Shares
     from pneumo.study.results import ResultFolder
     from pneumo.study.schema import DataFacts, RunFile
     from pneumo.timing.offsets import Offsets
-    from pneumo.shares import Shares
     from pneumo.train import Block, Training
 
 SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
@@ -209,7 +209,8 @@ class Job:
         name = f"{run.model}-{run.backend}-{run.comm}-{run.ranks}x{run.threads}"
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         write_atomic(folder / f"{name}.safetensors", save(tensors))
-        about = {**asdict(run), "size": self._study.settings.size, "seed": self._study.seed, "steps": training.next_step}
+        study = self._study
+        about = {**asdict(run), "size": study.settings.size, "seed": study.seed, "steps": training.next_step}
         write_atomic(folder / f"{name}.json", msgspec.json.encode(about))
 
     def _left(self, block: int, blocks: int, begin: float) -> str:

@@ -249,7 +249,8 @@ class Training:
             world_size=self.run.ranks,
             batch=EVALUATION_BATCH,
         )
-        positions, scores, boxes = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)], []
+        positions, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        boxes: list[np.ndarray] = []
         while True:
             self._timing.begin()
             with self._timing.phase("data"):

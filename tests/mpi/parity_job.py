@@ -120,7 +120,9 @@ def look(training: "Training", held: Any, reference: State) -> tuple[dict[str, A
     steps = list(zip(*(block.steps for block in blocks), strict=True))  # none but on rank 0, as all below
     images = [sum(row["images"] for row in rows) for rows in steps]
     losses = [sum((row["loss"] or 0) * row["images"] for row in rows) for rows in steps]
-    scores = dict(pair for found in answers for pair in zip(found.positions.tolist(), found.answers.scores.tolist(), strict=True))
+    scores = dict(
+        pair for found in answers for pair in zip(found.positions.tolist(), found.answers.scores.tolist(), strict=True)
+    )
     state = {name: value.detach().cpu().clone() for name, value in training.full_state().items()}
     distance = {n: float(torch.dist(v, reference[n]) / reference[n].norm()) for n, v in state.items()}
     seen = {

@@ -24,9 +24,9 @@ class Fsdp(Backend):
         """Shard the model's parameters in place, over dimension 0 of each; the optimizer sees only the shards."""
         group = self.place.group
         mesh = DeviceMesh.from_group(group, self.place.device.type)
-        for part in parts:
-            if any(True for _ in part.parameters()):
-                fully_shard(part, mesh=mesh)
+        for layer in parts:
+            if any(True for _ in layer.parameters()):
+                fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         gather, scatter = _TimedAllGather(self.recorder, group), _TimedReduceScatter(self.recorder, group)
         self.model, self.optimizer = model, make_optimizer(model.parameters())

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from pneumo.models.task import Task
@@ -28,11 +28,11 @@ class Usual:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a study asks of its model; `batch_norm` is one of BATCH_NORMS, `freeze` a number of layers."""
+    """What a study asks of its model; `freeze` is a number of layers."""
 
     size: int
     learning_rate: float
-    batch_norm: str = "ghost"
+    batch_norm: Literal["sync", "ghost", "local"] = "ghost"
     weights: Path | None = None
     freeze: int = 0
 
@@ -55,7 +55,6 @@ def _cnn_parameters(size: int) -> int:
     return (9 + 1) * 32 + (32 * 9 + 1) * 64 + (64 * (size // 4) ** 2 + 1) * 128 + (128 + 1)
 
 
-BATCH_NORMS = ("sync", "ghost", "local")
 MODELS = {
     "cnn": Entry("pneumo.models.cnn:CnnTask", _cnn_parameters),
     "yolo": Entry(

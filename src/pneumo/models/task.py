@@ -134,7 +134,7 @@ class Task(ABC):
         """Make what goes with this task's updates of a model; `sharded`: a rank has shards of the parameters."""
         return Recipe()
 
-    def settle(self) -> None:
+    def settle(self) -> None:  # noqa: B027 -- nothing is the usual case
         """Before an evaluation: make equal on all ranks what each has kept for itself. Collective."""
 
     @abstractmethod

@@ -9,8 +9,8 @@ from torch import nn
 from pneumo.models import yolov8
 from pneumo.models.batchnorm import Norms
 from pneumo.models.boxes import detect
-from pneumo.models.recipe import DetectorRecipe, Recipe, decay_groups
-from pneumo.models.task import Answers, Pending, Share, Task
+from pneumo.models.recipe import DetectorRecipe, decay_groups
+from pneumo.models.task import Answers, Pending, Recipe, Share, Task
 
 WEIGHT_DECAY = 5e-4
 
@@ -39,7 +39,7 @@ class YoloTask(Task):
 
     def parts(self, model: nn.Module) -> list[nn.Module]:
         """The network's layers."""
-        return list(model.model.children())  # type: ignore[union-attr, operator]
+        return list(model.model.children())  # type: ignore[union-attr]
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         """Make a fused AdamW; biases and batch norm's parameters do not decay."""

@@ -237,7 +237,7 @@ def _quality(run: RunFile, ours: Answers | None, theirs: Answers | None) -> dict
     found: dict[str, Any] = {"metrics": measured.metrics, "intervals": measured.intervals}
     if ours.boxes is not None:
         located = detection_quality(ours.boxes["validate"], ours.boxes["calibrate"])
-        found["metrics"], found["intervals"] = measured.metrics | located.metrics, measured.intervals | located.intervals
+        found = {"metrics": measured.metrics | located.metrics, "intervals": measured.intervals | located.intervals}
     found["subgroups"] = subgroups(part, ours.threshold)
     if theirs is not None and np.array_equal(part.patient, theirs.validate.patient):
         found["mcnemar_p"] = mcnemar(ours.right, theirs.right)
