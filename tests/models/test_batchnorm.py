@@ -396,6 +396,8 @@ def test_statistics_that_differ_between_ranks_are_not_used(mode: Mode) -> None:
     layer(torch.randn(2, 3, 4, 4))
     with pytest.raises(AssertionError, match="settled"):
         layer.eval()(torch.randn(2, 3, 4, 4))
+    with pytest.raises(AssertionError, match="settled"):
+        plain(layer)
     norms.settle()
     layer.eval()(torch.randn(2, 3, 4, 4))
 

@@ -7,12 +7,14 @@ import pytest
 from harness import Launcher
 
 JOB = Path(__file__).with_name("norms_job.py")
-TOLERANCE = {"float64": 1e-10, "float32": 1e-4}  # of three steps, each of which adds to what the one before was off
+TOLERANCE = {"float64": 1e-10, "float32": 1e-4}  # of two steps, the second of which adds to what the first is off
+# MPI's own sums, which poll, have a rank wait for a core where there are fewer than ranks, unless they yield.
+YIELDING = {"OMPI_MCA_mpi_yield_when_idle": "1"}
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 def test_training_does_not_depend_on_the_number_of_ranks(mpirun: Launcher, n: int) -> None:
-    text = mpirun(n, file=JOB, timeout=120).stdout
+    text = mpirun(n, file=JOB, env=YIELDING, timeout=120).stdout
     ranks = json.loads(next(line for line in text.splitlines() if line.startswith("RESULT ")).split(" ", 1)[1])
     assert len(ranks) == n
     modes = ["sync", "ghost", "local", *(["fsdp"] if n == 2 else [])]

@@ -67,11 +67,12 @@ class Norms:
 
 
 def plain(model: nn.Module) -> None:
-    """Make every converted layer an nn.BatchNorm2d again, in place, on settled statistics.
+    """Make every converted layer an nn.BatchNorm2d again, in place; its statistics have been settled.
 
     Raises PneumoError for a layer that FSDP has sharded by itself, which only a state_dict can leave.
     """
     for layer in _layers(model):
+        assert layer.settled, "running statistics that differ between ranks have to be settled"
         _convert(layer, nn.BatchNorm2d, None)
 
 

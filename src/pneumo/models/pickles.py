@@ -84,7 +84,8 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return _float32(_tensors(network))
     except (_UnlikelyError, RuntimeError) as error:
-        raise Refused(f"{path} is not built as Ultralytics builds a model ({error}); {ADVICE}.") from None
+        why = _shown(str(error))
+        raise Refused(f"{path} is not built as Ultralytics builds a model ({why}); {ADVICE}.") from None
 
 
 def _content(path: Path) -> bytes:
@@ -142,17 +143,19 @@ def _why_not(path: Path, foreign: list[str]) -> str:
     """What kind of file it is that names these."""
     if any(name.startswith("models.") for name in foreign):
         return f"{path} is a YOLOv5 model, which is built otherwise; {ADVICE}."
-    for place, what in (
-        ("tasks", "holds a {}, and no DetectionModel"),
-        ("modules", "has layers of another model ({})"),
-    ):
+    for place, what in (("tasks", "holds a {}, and no DetectionModel"), ("modules", "has layers of another model: {}")):
         found = [name.split(".")[-1] for name in foreign if name.startswith(f"ultralytics.nn.{place}.")]
         if found:
-            return f"{path} {what.format(', '.join(found[:5]))}; {ADVICE}."
+            return f"{path} {what.format(_shown(', '.join(found[:5])))}; {ADVICE}."
     return (
-        f"{path} asks for {', '.join(foreign[:3])}, which no weights need: nothing of it was executed, "
+        f"{path} asks for {_shown(', '.join(foreign[:3]))}, which no weights need: nothing of it was executed, "
         f"and the file is not to be trusted; {ADVICE}."
     )
+
+
+def _shown(text: str) -> str:
+    """A file's own words, short and without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:120])
 
 
 class _UnlikelyError(Exception):

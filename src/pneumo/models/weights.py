@@ -1,10 +1,12 @@
 """The detector's weights: read from files that may be anybody's, fitted to one class, written for everybody."""
 
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -127,6 +129,35 @@ def write_pt(weights: State, path: Path, *, size: int, now: datetime | None = No
     }
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def write_onnx(weights: State, path: Path, *, size: int) -> None:
+    """Write the whole state of a network of `yolov8.build` as ONNX: images (b, 3, size, size) in [0, 1] to (b, 5, a).
+
+    The answer is that of evaluation mode, before the suppression. Raises Refused where the package `onnx`, which
+    nothing else of ours needs, is not installed, and otherwise as `write_pt`.
+    """
+    from pneumo.models.yolov8 import CHANNELS
+
+    try:
+        import onnx  # noqa: F401 -- torch needs it, and says so less clearly
+    except ImportError:
+        raise Refused("Writing ONNX needs the package onnx; install it with pip install onnx.") from None
+    network: Any = _plain(weights)
+    network.model[-1].export = True  # the answer alone, without the maps
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter, and about sizes that are constants here
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, CHANNELS, size, size, dtype=torch.float32),),
+            buffer,  # type: ignore[arg-type]  # which takes it, whatever it says
+            input_names=["images"],
+            output_names=["boxes"],
+            dynamic_axes={"images": {0: "batch"}, "boxes": {0: "batch"}},
+            dynamo=False,  # the other one needs yet another package
+        )
     write_atomic(path, buffer.getvalue())
 
 
