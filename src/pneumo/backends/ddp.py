@@ -18,7 +18,7 @@ class Ddp(Backend):
         """Wrap the model; DDP makes the parameters equal to rank 0's. Buffers are the task's business."""
         group = self.place.group
         wrapped = DistributedDataParallel(
-            model, process_group=group, gradient_as_bucket_view=True, broadcast_buffers=False
+            model, process_group=group, gradient_as_bucket_view=True, forward_sync_buffers=False
         )
         wrapped.register_comm_hook(None, self._sum_bucket)
         self.model, self.optimizer = wrapped, make_optimizer(wrapped.parameters())

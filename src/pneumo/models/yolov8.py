@@ -44,7 +44,8 @@ class _Head(Detect):  # type: ignore[misc]
         def flat(head: Any) -> torch.Tensor:
             return torch.cat([part(level).flatten(2) for part, level in zip(head, x, strict=True)], dim=-1)
 
-        return {"boxes": flat(box_head), "scores": flat(cls_head), "feats": x}
+        shapes = [level.detach() for level in x]  # all that is looked at; FSDP2 warns of views with gradients
+        return {"boxes": flat(box_head), "scores": flat(cls_head), "feats": shapes}
 
 
 def plain() -> nn.Module:
