@@ -209,6 +209,7 @@ class Job:
         name = f"{run.model}-{run.backend}-{run.comm}-{run.ranks}x{run.threads}"
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         write_atomic(folder / f"{name}.safetensors", save(tensors))
+        training.export(tensors, folder / name)
         study = self._study
         about = {**asdict(run), "size": study.settings.size, "seed": study.seed, "steps": training.next_step}
         write_atomic(folder / f"{name}.json", msgspec.json.encode(about))

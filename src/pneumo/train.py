@@ -4,6 +4,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -293,6 +294,10 @@ class Training:
         with torch.no_grad(), self._recipe.averaged():
             self._task.settle()
             return {name: value.clone() for name, value in self._backend.full_state().items()}
+
+    def export(self, weights: Mapping[str, torch.Tensor], stem: Path) -> None:
+        """Write the model of `full_state` for other programs, where it has such a form."""
+        self._task.export(weights, stem)
 
     def close(self) -> None:
         """Free what the training holds."""

@@ -60,7 +60,7 @@ MODELS = {
     "yolo": Entry(
         "pneumo.models.yolo:YoloTask",
         lambda _size: 3_011_043,
-        Usual(size=416, multiple=32, batches=(16, 24), epochs=60, budget_s=600.0, learning_rate=2e-3),
+        Usual(size=416, multiple=32, batches=(8, 12, 24), epochs=60, budget_s=660.0, learning_rate=2e-3),
         "boxes",
     ),
     "sleep": Entry("pneumo.models.sleep:SleepTask", lambda _size: (32 * 32 + 1) * 24 + (24 + 1)),

@@ -1,9 +1,10 @@
 """What the training loop needs to know of a model: how to build it, its loss, its updates, and what it answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -133,6 +134,9 @@ class Task(ABC):
     def recipe(self, model: nn.Module, optimizer: torch.optim.Optimizer, *, sharded: bool) -> Recipe:
         """Make what goes with this task's updates of a model; `sharded`: a rank has shards of the parameters."""
         return Recipe()
+
+    def export(self, weights: Mapping[str, torch.Tensor], stem: Path) -> None:  # noqa: B027 -- nothing is usual
+        """Write a trained model, by a serial model's names, for other programs: as files STEM.something."""
 
     def settle(self) -> None:  # noqa: B027 -- nothing is the usual case
         """Before an evaluation: make equal on all ranks what each has kept for itself. Collective."""

@@ -1,5 +1,7 @@
 """The detector: YOLOv8n with one class, trained so that the result does not depend on the number of ranks."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from pneumo.models.batchnorm import Norms
 from pneumo.models.boxes import detect
 from pneumo.models.recipe import DetectorRecipe, decay_groups
 from pneumo.models.task import Answers, Pending, Recipe, Share, Task
+from pneumo.models.weights import fit, read, write_pt
 
 WEIGHT_DECAY = 5e-4
 
@@ -28,6 +31,8 @@ class YoloTask(Task):
     def build(self) -> nn.Module:
         """Make the network; batch norm in the mode that is asked for."""
         model = yolov8.build()
+        if self.settings.weights is not None:
+            fit(model, read(self.settings.weights))
         for name, parameter in model.named_parameters():
             layer = int(name.split(".")[1])
             if layer < self.settings.freeze:
@@ -69,6 +74,10 @@ class YoloTask(Task):
         scores = float(self._weight.wait())
         self._weight = None
         return share.total / max(scores, 1.0)
+
+    def export(self, weights: Mapping[str, torch.Tensor], stem: Path) -> None:
+        """Write STEM.pt, which `ultralytics.YOLO` loads."""
+        write_pt(weights, stem.with_name(f"{stem.name}.pt"), size=self.size)
 
     def settle(self) -> None:
         """Make the running statistics equal on all ranks."""
