@@ -91,5 +91,6 @@ class YoloTask(Task):
 
 
 def _pictures(images: torch.Tensor) -> torch.Tensor:
-    """What the network sees, in the memory format that its convolutions are faster in."""
-    return yolov8.pictures(images).contiguous(memory_format=torch.channels_last)
+    """What the network sees, in torch's default type and the memory format that its convolutions are faster in."""
+    seen = yolov8.pictures(images.to(torch.get_default_dtype()))
+    return seen.contiguous(memory_format=torch.channels_last)
