@@ -74,7 +74,7 @@ def answer(work: Work, files: Sequence[Path]) -> list[Row]:
         try:
             picture = read(path)
         except Undecodable as why:
-            rows[i] = Row(str(path), error=f"{path.name} {why.detail}.")
+            rows[i] = Row(str(path), error=f"{path.name}: {why.detail}.")
             continue
         shapes[i] = (picture.shape[0], picture.shape[1])
         small.append(resize(picture, work.model.size))
@@ -92,7 +92,8 @@ def answer(work: Work, files: Sequence[Path]) -> list[Row]:
 
 def _row(path: Path, probability: float, boxes: np.ndarray, shape: tuple[int, int], threshold: float) -> Row:
     if not np.isfinite(probability):
-        return Row(str(path), error=f"{path.name} has no answer: the model's is not a number.")
+        return Row(str(path), error=f"{path.name}: the model's answer is not a number.")
     pixels, scores = in_pixels(boxes, *shape)
-    kept = tuple(Box(*map(float, box), float(s)) for box, s in zip(pixels, scores, strict=True) if s >= threshold)
+    found = zip(pixels.tolist(), scores.tolist(), strict=True)
+    kept = tuple(Box(x, y, width, height, score) for (x, y, width, height), score in found if score >= threshold)
     return Row(str(path), probability, kept)
