@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pneumo.data.geometry import to_pixels
 from pneumo.study.boxes import detection_rows, truth_rows
@@ -33,12 +34,19 @@ def rows(run: int, index: "pd.DataFrame", parts: "Mapping[str, Answered]") -> Fo
         for image, score in zip(images, answered.answers.scores, strict=True):
             found.predictions.append({"run": run, "part": part, "score": float(score), **_about(image)})
         for image, boxes in zip(images, answered.answers.boxes, strict=bool(answered.answers.boxes)):
-            # A box beyond the picture, in the black beside it, has no size there.
-            pixels = to_pixels(boxes[:, :4], image.rows, image.columns)
-            kept = (pixels[:, 2:] > 0).all(axis=1)
-            scored = boxes[kept, 4]
-            found.detections.extend(detection_rows(run, image.patient, part, pixels[kept], scored, image.boxes))
+            pixels, scored = in_pixels(boxes, image.rows, image.columns)
+            found.detections.extend(detection_rows(run, image.patient, part, pixels, scored, image.boxes))
     return found
+
+
+def in_pixels(boxes: NDArray[np.float32], rows: int, columns: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """From a model's boxes (k, 5) of a picture to those that have a size in it: pixels of it (p, 4), and scores (p,).
+
+    A box beyond the picture, in the black beside it, has no size there.
+    """
+    pixels = to_pixels(boxes[:, :4], rows, columns)
+    kept = (pixels[:, 2:] > 0).all(axis=1)
+    return pixels[kept], boxes[kept, 4]
 
 
 def truths(index: "pd.DataFrame", parts: Mapping[str, Any]) -> Rows:
