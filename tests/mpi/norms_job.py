@@ -86,7 +86,7 @@ def train_sharded(share: Share, comm: Any, group: Any) -> Tensors:
     model = make_model(share.dtype)
     norms = share.norms(model, "sync")
     backend.resume()
-    backend.prepare(model, lambda parameters: torch.optim.SGD(parameters, lr=RATE))
+    backend.prepare(model, lambda parameters: torch.optim.SGD(parameters, lr=RATE), list(model.children()))
     for step in range(STEPS):
         x, weights = share.batch(step)
         backend.backward((backend.model(x) * weights).sum())
