@@ -213,6 +213,8 @@ install_packages() {
     fi
     rm -rf "$stamps/tmp"
     # pip would compile all modules, one after the other; here are those that the job imports, before 8 ranks do it at once.
+    # Ultralytics is compiled without an import, which would write to the user's home.
+    logged modules "$venv/bin/python" -m compileall -q "$venv"/lib/python*/site-packages/{ultralytics,torchvision} || true
     NO_ALBUMENTATIONS_UPDATE=1 logged imports "$venv/bin/python" -c 'import albumentations, cryptography.x509, cv2, cyclopts, dask.distributed, dask_mpi
 import gdcm, msgspec, pandas, pyarrow.parquet, pydicom, rich.table, scipy.stats, torch.distributed.fsdp' || true
 }

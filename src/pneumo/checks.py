@@ -31,6 +31,8 @@ NEEDED = {
     "opencv-python-headless": "cv2",
     "albumentations": "albumentations",
     "safetensors": "safetensors",
+    "torchvision": "torchvision",
+    "ultralytics-opencv-headless": "ultralytics",
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 LITTLE_SHM, LITTLE_DISK = 1 << 28, 2 << 30

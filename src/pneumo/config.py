@@ -14,13 +14,13 @@ from pneumo.backends import BACKENDS, COMMS
 from pneumo.errors import Refused
 from pneumo.flags import nearest, one_sentence, split
 from pneumo.inject import Injection, parse_injections
-from pneumo.models import MODELS, PLANNED
+from pneumo.models import MODELS, Settings, Usual
 from pneumo.study.schema import names_a_folder
 
-DEFAULT_BUDGET_S = 240.0
-DEFAULT_EPOCHS = 5
+DETECTOR_LAYERS = 22  # below its head
 MAX_SEED = 2**63 - 1  # what torch and NumPy take
-_COMPARE, _DATA, _TRAIN, _OUTPUT = "What to compare", "Data", "Training and timing", "Results"
+_COMPARE, _DATA, _TRAIN = "What to compare", "Data", "Training and timing"
+_DETECTOR, _OUTPUT = "The detector", "Results"
 
 
 def _split_numbers(_type: Any, tokens: Sequence[Any]) -> tuple[int, ...]:
@@ -41,7 +41,7 @@ class Study:
     """Everything that is asked for. What is None follows from the world: its ranks, cores and GPUs."""
 
     model: Annotated[str, _option(_COMPARE)] = "cnn"
-    "The model: cnn; or sleep, whose compute is sleep: no model, but a way to learn with --inject."
+    "The model: cnn, yolo; or sleep, whose compute is sleep: no model, but a way to learn with --inject."
     backends: Annotated[tuple[str, ...] | None, _option(_COMPARE, split)] = None
     "Backends with commas between: serial,ddp,fsdp,horovod (all that are installed); fsdp-async gathers a layer ahead."
     comm: Annotated[tuple[str, ...] | None, _option(_COMPARE, split)] = None
@@ -57,29 +57,36 @@ class Study:
     "RSNA's mapping file: splits by person instead of by image."
     subset: Annotated[Literal["balanced", "all"], _option(_DATA)] = "balanced"
     "balanced (as many negatives as positives) or all."
-    size: Annotated[int, _option(_DATA)] = 128
-    "Edge of the square pictures, in pixels."
+    size: Annotated[int | None, _option(_DATA)] = None
+    "Edge of the square pictures, in pixels (128 for cnn, 416 for yolo)."
     cache: Annotated[Path | None, _option(_DATA)] = None
     "Where preprocessed pictures are kept (pneumo in the user's cache)."
     strict: Annotated[bool, _option(_DATA)] = False
     "Refuse data with anything in quarantine."
 
     epochs: Annotated[int | None, _option(_TRAIN)] = None
-    "Train for this many epochs (5 where the budget allows)."
+    "Train for this many epochs (5 where the budget allows, 60 for yolo)."
     budget: Annotated[str | None, _option(_TRAIN)] = None
-    "Time for all trainings together, as in 240s or 10m (240s; none where --epochs is given)."
+    "Time for all trainings together, as in 240s or 10m (240s, 660s for yolo; none where --epochs is given)."
     blocks: Annotated[int, _option(_TRAIN)] = 6
     "Timed blocks a run."
     global_batch: Annotated[int | None, _option(_TRAIN)] = None
-    "Images a step over all ranks (32, or 24 where 3 ranks are among them)."
+    "Images a step over all ranks (32, or 24 where 3 ranks are among them; 8 or 12 for yolo)."
     rank_batch: Annotated[int | None, _option(_TRAIN)] = None
     "Weak scaling: images a step and rank, instead of --global-batch."
-    learning_rate: Annotated[float, _option(_TRAIN)] = 1e-3
-    "Adam's step size."
+    learning_rate: Annotated[float | None, _option(_TRAIN)] = None
+    "Adam's step size, the highest one where it has a schedule (0.001 for cnn, 0.002 for yolo)."
     inject: Annotated[tuple[Injection, ...], _option(_TRAIN, parse_injections)] = ()
     "Known causes of loss, as in rank=1,phase=backward,delay=20ms,cause=sleep (or compute, replicated, alone, busy)."
     seed: Annotated[int, _option(_TRAIN)] = 0
     "Decides the split, the order, the augmentation and the first parameters (the built-in sample stays the same)."
+
+    batch_norm: Annotated[Literal["sync", "ghost", "local"], _option(_DETECTOR)] = "ghost"
+    "Statistics of batch norm: sync (over all ranks), ghost (over small groups, the same for any ranks), or local."
+    weights: Annotated[Path | None, _option(_DETECTOR)] = None
+    "A YOLOv8n checkpoint to begin with (random numbers)."
+    freeze: Annotated[int, _option(_DETECTOR)] = 0
+    "Keep this many of the first layers as they are."
 
     study: Annotated[str, _option(_OUTPUT)] = "main"
     "The study's name: results go to a folder OUT/STUDY/TIME."
@@ -95,7 +102,23 @@ class Study:
         """The budget in seconds; None where the epochs alone decide."""
         if self.budget is not None:
             return seconds(self.budget)
-        return None if self.epochs is not None else DEFAULT_BUDGET_S
+        return None if self.epochs is not None else self._usual.budget_s
+
+    @property
+    def most_epochs(self) -> int:
+        """The epochs that are trained for, where the budget allows them."""
+        return self.epochs or self._usual.epochs
+
+    @property
+    def settings(self) -> Settings:
+        """What is asked of the model."""
+        size = self._usual.size if self.size is None else self.size
+        rate = self._usual.learning_rate if self.learning_rate is None else self.learning_rate
+        return Settings(size, rate, self.batch_norm, self.weights, self.freeze)
+
+    @property
+    def _usual(self) -> Usual:
+        return MODELS[self.model].usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +224,7 @@ def _from_file(file: str, tokens: Sequence[str]) -> list[str]:
 def _check(study: Study) -> None:
     """Refuse what can be refused without knowing the world."""
     if study.model not in MODELS:
-        if study.model in PLANNED:
-            raise Refused(f"--model {study.model}: {PLANNED[study.model]}; known: {', '.join(MODELS)}.")
-        raise Refused(f"Unknown model {study.model}: {nearest(study.model, [*MODELS, *PLANNED])}.")
+        raise Refused(f"Unknown model {study.model}: {nearest(study.model, MODELS)}.")
     for name in study.backends or ():
         if name not in BACKENDS:
             raise Refused(f"Unknown backend {name}: {nearest(name, BACKENDS)}.")
@@ -224,10 +245,21 @@ def _check(study: Study) -> None:
         raise Refused(f"--seed {study.seed}: a seed is from 0 to {MAX_SEED}.")
     if not names_a_folder(study.study):
         raise Refused(f"--study {study.study!r}: this cannot name a folder of results; choose a plain name.")
-    if study.size % 4 or not 16 <= study.size <= 1024:
-        raise Refused(f"--size {study.size}: pictures have an edge of 16 to 1024 pixels, a multiple of 4.")
-    if not study.learning_rate > 0 or math.isinf(study.learning_rate):
-        raise Refused(f"--learning-rate {study.learning_rate}: a step size is above 0.")
+    size, multiple, rate = study.settings.size, MODELS[study.model].usual.multiple, study.settings.learning_rate
+    least = max(16, 2 * multiple)
+    if size % multiple or not least <= size <= 1024:
+        raise Refused(f"--size {size}: pictures have an edge of {least} to 1024 pixels, a multiple of {multiple}.")
+    if not rate > 0 or math.isinf(rate):
+        raise Refused(f"--learning-rate {rate}: a step size is above 0.")
+    _check_detector(study)
     if study.global_batch and study.rank_batch:
         raise Refused("--global-batch and --rank-batch exclude each other; give one.")
     _ = study.budget_s
+
+
+def _check_detector(study: Study) -> None:
+    """Refuse what only the detector has, of another model or out of range."""
+    if not 0 <= study.freeze <= DETECTOR_LAYERS:
+        raise Refused(f"--freeze {study.freeze}: the detector has 0 to {DETECTOR_LAYERS} layers that can be frozen.")
+    if study.model != "yolo" and (study.weights is not None or study.freeze):
+        raise Refused(f"--weights and --freeze belong to --model yolo, and the model is {study.model}.")

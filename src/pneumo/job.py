@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from pneumo.backends import COMMS
-from pneumo.config import DEFAULT_EPOCHS, Command
-from pneumo.plan import Plan, make_sampling, make_schedule
+from pneumo.config import Command
+from pneumo.models import MODELS
+from pneumo.plan import Plan, Run, make_sampling, make_schedule
 from pneumo.progress import Progress
 from pneumo.world import World
 
 if TYPE_CHECKING:
     from pneumo.data.split import Split
     from pneumo.data.store import Store
+    from pneumo.shares import Shares
     from pneumo.study.results import ResultFolder
     from pneumo.study.schema import DataFacts, RunFile
     from pneumo.timing.offsets import Offsets
-    from pneumo.train import Block, Shares, Training
+    from pneumo.train import Block, Training
 
 SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
 
@@ -80,6 +82,8 @@ class Job:
             speed[training.run.run] = self._advance(training, 0, self._schedule.warmup, warmup=True)
             offsets.sample()
         blocks, steps = self._schedule.blocks, world.share(self._block_steps(trainings, speed, begin))
+        for training in trainings:
+            training.total_steps = self._schedule.warmup + blocks * steps
         self._say(self._describe(len(trainings), steps))
         for block in range(1, blocks + 1):
             for training in order(trainings, block):
@@ -88,6 +92,7 @@ class Job:
                 self._say.now_and_then(self._left(block, blocks, begin))
             world.run_on_first(self._flush)
         self._say("evaluating on the validation patients")
+        world.run_on_first(self._add_truths)
         for training in trainings:
             self._evaluate(training, blocks)
             offsets.sample()
@@ -97,7 +102,7 @@ class Job:
 
     def _make_shares(self, trainings: "list[Training]", *where: Any) -> "dict[int, Shares]":
         """What times the shares of a step, by the serial runs that others with as many threads are compared with."""
-        from pneumo.train import Shares
+        from pneumo.shares import Shares
 
         found: dict[int, Shares] = {}
         for run in (t.run for t in trainings if t.run.backend == "serial" and t.run.device == "cpu"):
@@ -128,7 +133,7 @@ class Job:
 
     def _describe(self, runs: int, steps: int) -> str:
         """What is trained: the same number of steps in every block, and what that leaves of the epochs and blocks."""
-        plan, epochs = self._schedule, self._study.epochs or DEFAULT_EPOCHS
+        plan, epochs = self._schedule, self._study.most_epochs
         made = plan.warmup + plan.blocks * steps
         text = f"training: {runs} runs in turns, {plan.warmup} steps to warm up, {plan.blocks} blocks of {steps}"
         if made < plan.asked:
@@ -165,41 +170,33 @@ class Job:
             self.write_run("running")
 
     def _evaluate(self, training: "Training", block: int) -> None:
+        from pneumo import answers
+
         with training.awake():
             if not training.active:
                 return
-            rows, answers = training.evaluate(block)
+            rows, parts = training.evaluate(block)
             self._keep(training, rows)
             sizes = training.comm.gather(training.sizes())
-            gathered = training.comm.gather(answers)
+            gathered = training.comm.gather(answers.rows(training.run.run, self._store.index, parts))
             state = training.full_state() if self._study.save else None
             if training.comm.rank == 0:
                 largest = max(s.state_bytes for s in sizes)
                 peak = max(s.step_peak_bytes for s in sizes)
                 self._sizes[training.run.run] = replace(sizes[0], state_bytes=largest, step_peak_bytes=peak)
                 for found in gathered:
-                    for part, (positions, scores) in found.items():
-                        self._results.add_predictions(self._predictions(training, part, positions, scores))
+                    self._results.add_predictions(found.predictions)
+                    self._results.add_detections(found.detections)
                 if state is not None:
                     self._save(training, state)
 
-    def _predictions(self, training: "Training", part: str, positions: Any, scores: Any) -> list[dict[str, Any]]:
-        import pandas as pd
+    def _add_truths(self) -> None:
+        """Keep the true boxes of the images that are evaluated, where a model is to find them; on rank 0."""
+        from pneumo import answers
 
-        found = self._store.index.iloc[positions]
-        return [
-            {
-                "run": training.run.run,
-                "patient": row.patient,
-                "part": part,
-                "label": int(row.label),
-                "score": float(score),
-                "view": row.view or None,
-                "sex": row.sex or None,
-                "age": None if pd.isna(row.age) else int(row.age),
-            }
-            for row, score in zip(found.itertuples(), scores, strict=True)
-        ]
+        if MODELS[self._study.model].answers == "boxes":
+            parts = {part: getattr(self._split, part) for part in ("calibrate", "validate")}
+            self._results.add_truths(answers.truths(self._store.index, parts))
 
     def _save(self, training: "Training", state: Any) -> None:
         from safetensors.torch import save
@@ -212,7 +209,9 @@ class Job:
         name = f"{run.model}-{run.backend}-{run.comm}-{run.ranks}x{run.threads}"
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
         write_atomic(folder / f"{name}.safetensors", save(tensors))
-        about = {**asdict(run), "size": self._study.size, "seed": self._study.seed, "steps": training.next_step}
+        training.export(tensors, folder / name)
+        study = self._study
+        about = {**asdict(run), "size": study.settings.size, "seed": study.seed, "steps": training.next_step}
         write_atomic(folder / f"{name}.json", msgspec.json.encode(about))
 
     def _left(self, block: int, blocks: int, begin: float) -> str:
@@ -250,16 +249,16 @@ class Job:
         entries = []
         for run in self._plan.runs:
             sizes = self._sizes.get(run.run)
-            cycle = os.environ.get("HOROVOD_CYCLE_TIME", "1")
             entries.append(
                 RunEntry(
                     **asdict(run),
+                    answers=MODELS[run.model].answers,  # type: ignore[arg-type]  # one of the two words
                     binding=world.binding(run.ranks, run.threads),
                     parameters=sizes.parameters if sizes else 0,
                     gradient_bytes=sizes.gradient_bytes if sizes else 0,
                     state_bytes=sizes.state_bytes if sizes else None,
                     step_peak_bytes=sizes.step_peak_bytes if sizes else None,
-                    note=f"cycle time {cycle} ms" if run.backend == "horovod" else None,
+                    note=self._note(run),
                 )
             )
         return RunFile(
@@ -279,6 +278,15 @@ class Job:
             clock=self._offsets.clock() if self._offsets else None,
             provenance=provenance.collect(world.mpi_version()),
         )
+
+    def _note(self, run: Run) -> str | None:
+        """What has to be said of a run beside its figures."""
+        if run.backend != "horovod":
+            return None
+        note = f"cycle time {os.environ.get('HOROVOD_CYCLE_TIME', '1')} ms"
+        if MODELS[run.model].answers == "boxes":
+            note += "; normalisers and statistics of batch norm travel by small sums, not by Horovod"
+        return note
 
     def finish(self) -> None:
         """Write what is left, derive the summary and print it; on rank 0."""

@@ -14,6 +14,7 @@ from pneumo import machine, places, process
 from pneumo.config import Command, Study, parse
 from pneumo.errors import PneumoError, Refused
 from pneumo.job import Job
+from pneumo.models import MODELS
 from pneumo.plan import Plan, make_plan, make_schedule
 from pneumo.progress import Progress
 from pneumo.world import Together, World, in_world, launched, speaks
@@ -66,12 +67,10 @@ def _without_world(command: Command | None) -> int:
 
 def _show_plan(command: Command, plan: Plan, size: int, cores: int) -> None:
     """Print which runs a study would make, with images, steps and bytes of gradient."""
-    from pneumo.models import MODELS
-
     study = command.study
     train = len(_parts(study, plan, _labels(study)).train)
     schedule = make_schedule(study, plan, train)
-    gradient_bytes = 4 * MODELS[study.model].parameters(study.size)
+    gradient_bytes = 4 * MODELS[study.model].parameters(study.settings.size)
     rows = [
         {
             **asdict(run),
@@ -120,6 +119,8 @@ def _run(command: Command, world: World) -> int:
     world.run_on_first(lambda: _check(command, plan))
     say = Progress(world)
     say(_describe(world, plan))
+    if MODELS[study.model].answers == "boxes":
+        say(world.run_on_first(lambda: _first_weights(study)))
     store = _preprocess(study, world, say)
     split = world.run_on_first(lambda: _parts(study, plan, store.index))
     results = world.run_on_first(lambda: _create(study))
@@ -129,6 +130,15 @@ def _run(command: Command, world: World) -> int:
     job.train()
     world.run_on_first(job.finish)
     return 0
+
+
+def _first_weights(study: Study) -> str:
+    """What the detector begins with; raises Refused where the file is not one of its weights. On rank 0, once."""
+    if study.weights is None:
+        return "the detector begins with random numbers; --weights FILE begins with a checkpoint"
+    from pneumo.models import weights, yolov8
+
+    return weights.fit(yolov8.build(), weights.read(study.weights)).sentence
 
 
 def _plan(study: Study, world: World) -> Plan:
@@ -152,17 +162,16 @@ def _agree(function: Callable[[], T]) -> T:
 def _check(command: Command, plan: Plan) -> None:
     """Refuse data that will not do, as far as its tables tell, and places that cannot be written or are too small."""
     from pneumo.data.patients import SampleConfig
-    from pneumo.models import MODELS
 
     study, cache = command.study, _cache(command.study)
     labels = _labels(study)
     _parts(study, plan, labels)
-    models_bytes = 4 * MODELS[study.model].parameters(study.size) * len(plan.runs) if study.save else 0
+    models_bytes = 4 * MODELS[study.model].parameters(study.settings.size) * len(plan.runs) if study.save else 0
     places.require_folder(study.out / study.study, "--out", RESULT_BYTES + models_bytes)
     # What is in the cache already needs no room; whether it is this data is known only once all of it has been read.
     new_images = 0 if any(cache.glob("store-*")) else len(labels)
     file_bytes = SampleConfig().size ** 2 // 5 if study.data is None else 0
-    places.require_folder(cache, "--cache", new_images * (study.size**2 + file_bytes))
+    places.require_folder(cache, "--cache", new_images * (study.settings.size**2 + file_bytes))
     if command.json:
         places.require_file(command.json, "--json")
 
@@ -180,7 +189,7 @@ def _preprocess(study: Study, world: World, say: Progress) -> "Store":
     config = DataConfig(
         data=study.data,
         cache=_cache(study),
-        sizes=(study.size,),
+        sizes=(study.settings.size,),
         sample=SampleConfig(patients=SAMPLE_PATIENTS, seed=SAMPLE_SEED),
         strict=study.strict,
     )

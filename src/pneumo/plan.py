@@ -5,20 +5,24 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from pneumo.backends import BACKENDS, COMMS
-from pneumo.config import DEFAULT_EPOCHS, Study
+from pneumo.config import Study
 from pneumo.errors import Refused
 from pneumo.installed import horovod_missing, native_missing
+from pneumo.models import MODELS
 from pneumo.study.schema import Absent, Sampling
 
 WARMUP_STEPS = 2
-USUAL_BATCHES = (32, 24)
+GROUP_IMAGES = 4  # of a virtual group, about: statistics of batch norm are taken over one
 SPAN_ROWS, ROWS_A_STEP = 100_000, 20  # rows of spans.parquet: about so many in a result, and of a rank's step
-MOST_BY_DEFAULT = 2 * USUAL_BATCHES[0]  # images of a global step that nobody asked for
+MOST_BY_DEFAULT = 64  # images of a global step that nobody asked for
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One training: identified in a result by its number, and by (backend, comm, ranks, threads)."""
+    """One training: identified in a result by its number, and by (backend, comm, ranks, threads).
+
+    `groups` are the virtual groups of a global batch, as many for any number of ranks, which divides them.
+    """
 
     run: int
     model: str
@@ -28,6 +32,7 @@ class Run:
     threads: int
     global_batch: int
     device: str
+    groups: int = 1
 
     def __str__(self) -> str:
         comm = "" if self.comm == "none" else f"/{self.comm}"
@@ -82,7 +87,9 @@ def make_plan(study: Study, *, world_size: int, cores: int, local_size: int, gpu
                 raise Refused(f"--backends horovod: {why}.")
             missing.append(Absent(backend=backend, comm=comm, ranks=ranks, why=why))
         else:
-            runs.append(Run(len(runs), study.model, backend, comm, ranks, run_threads, batches[ranks], device))
+            batch = batches[ranks]
+            groups = _groups(study, asked, ranks)
+            runs.append(Run(len(runs), study.model, backend, comm, ranks, run_threads, batch, device, groups))
 
     for backend in study.backends or tuple(name for name, entry in BACKENDS.items() if entry.usual):
         entry = BACKENDS[backend]
@@ -118,14 +125,29 @@ def default_ranks(study: Study, world_size: int) -> tuple[int, ...]:
         fits = study.global_batch % world_size == 0
     else:
         powers = [power for power in powers if power <= MOST_BY_DEFAULT]
-        fits = _usual_batch([*powers, world_size]) <= MOST_BY_DEFAULT
+        fits = _usual_batch(study, [*powers, world_size]) <= MOST_BY_DEFAULT
     return tuple(sorted({*powers, world_size})) if fits else tuple(powers)
 
 
-def _usual_batch(ranks: Collection[int]) -> int:
+def _usual_batch(study: Study, ranks: Collection[int]) -> int:
     """The multiple of all numbers of ranks that is nearest to the usual batch, and the smallest one beyond it."""
-    common = math.lcm(*ranks)
-    return next((b for b in USUAL_BATCHES if b % common == 0), common * max(1, round(USUAL_BATCHES[0] / common)))
+    common, usual = math.lcm(*ranks), MODELS[study.model].usual.batches
+    return next((b for b in usual if b % common == 0), common * max(1, round(usual[0] / common)))
+
+
+def _groups(study: Study, asked: Collection[int], ranks: int) -> int:
+    """The virtual groups of a global batch: of about GROUP_IMAGES images, as many for any number of ranks.
+
+    With a batch a rank the groups of one rank are as many for any number of ranks, instead.
+    """
+    if study.rank_batch:
+        return ranks * max(1, study.rank_batch // GROUP_IMAGES)
+    common = math.lcm(*asked)
+    return common * max(1, _batch(study, asked) // (GROUP_IMAGES * common))
+
+
+def _batch(study: Study, asked: Collection[int]) -> int:
+    return study.global_batch or _usual_batch(study, asked)
 
 
 def _nccl_missing(local_size: int, gpus: int) -> str | None:
@@ -158,7 +180,7 @@ def _batches(study: Study, asked: tuple[int, ...]) -> dict[int, int]:
     if study.rank_batch:
         return {ranks: ranks * study.rank_batch for ranks in (1, *asked)}
     common = math.lcm(*asked)
-    batch = study.global_batch or _usual_batch(asked)
+    batch = _batch(study, asked)
     for ranks in asked:
         if batch % ranks:
             raise Refused(f"--global-batch {batch} cannot be divided among {ranks} ranks; use a multiple of {common}.")
@@ -173,7 +195,7 @@ def make_schedule(study: Study, plan: Plan, train_images: int) -> Schedule:
     too few steps for all blocks there are fewer of them; raises Refused where none would be left to time.
     """
     batch = min(run.global_batch for run in plan.runs)
-    asked = (study.epochs or DEFAULT_EPOCHS) * -(-train_images // batch)
+    asked = study.most_epochs * -(-train_images // batch)
     warmup = max(1, min(WARMUP_STEPS, asked - study.blocks))
     blocks = min(study.blocks, asked - warmup)
     if blocks < 1:

@@ -1,9 +1,10 @@
 """The training loop. There is one, for every model and backend."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 from pneumo import backends, models
 from pneumo.backends.base import Place, local_bytes
 from pneumo.comm.groups import Groups
+from pneumo.comm.small_sum import TimedSum
 from pneumo.config import Study
 from pneumo.data.loader import Batch, Loader, evaluation
 from pneumo.data.split import Split
 from pneumo.data.store import Store
 from pneumo.errors import PneumoError
 from pneumo.inject import Disturbance
+from pneumo.models.task import Answers, Share, Team
 from pneumo.plan import Run
 from pneumo.process import PeakMemory
 from pneumo.timing.breakdown import Interval
@@ -26,9 +29,7 @@ from pneumo.world import World
 
 Row = dict[str, Any]
 EVALUATION_BATCH = 50
-SHARE_STEPS = 2  # of each size in each block
-FIRST_SHARE = 1 << 32  # what the steps of shares are numbered from, beyond all others of their run
-FIRST_ALONE = 1 << 33  # the same for what is done alone, before the step of that number less this
+FIRST_ALONE = 1 << 33  # what is done alone is numbered from, before the step of that number less this
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +56,19 @@ class Sizes:
     step_peak_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """What one rank answered of a part: positions in the store's index, int64 (n,), and the answers to these images."""
+
+    positions: np.ndarray
+    answers: Answers
+
+
 class Training:
-    """One run on this rank, timed by `timing`: its model stays alive from block to block and sleeps between them."""
+    """One run on this rank, timed by `timing`: its model stays alive from block to block and sleeps between them.
+
+    `total_steps` is how many steps are going to be made; the schedule of a rate depends on it.
+    """
 
     def __init__(
         self,
@@ -72,7 +84,8 @@ class Training:
         self.comm = world.first(run.ranks)
         self.active = self.comm is not None
         self.next_step = 0
-        self._peak_bytes = 0
+        self.total_steps = 1
+        self._peak_bytes = self._batches_answered = 0
         self._prepared = False
         if not self.active:
             return
@@ -85,20 +98,25 @@ class Training:
         self._disturbance = Disturbance(study.inject, self.comm.rank, run.ranks)
         recorder.delay_s = self._disturbance.delay_s("comm")
         self._small_sum = groups.small_sum(self.comm)
-        self._task = models.load(run.model)(study.size, study.learning_rate)
+        timed_sum = TimedSum(self._small_sum, recorder)
+        team = Team(run.ranks, run.groups, timed_sum, timed_sum.begin)
+        self._task = models.load(run.model)(study.settings, team)
         self._backend = backends.load(run.backend)(place, recorder)
         self._loader = self._make_loader(run.global_batch)
+        self.total_steps = study.most_epochs * self.steps_per_epoch
 
     def _make_loader(self, global_batch: int) -> Loader:
         return Loader(
             self._store,
             self._split.train,
-            size=self._study.size,
+            size=self._study.settings.size,
             global_batch=global_batch,
             seed=self._study.seed,
             rank=self.comm.rank,
             world_size=self.run.ranks,
             augment=True,
+            boxes=self._task.with_boxes,
+            groups=max(1, self.run.groups * global_batch // self.run.global_batch),
         )
 
     @property
@@ -127,7 +145,8 @@ class Training:
         model = self._task.build().to(self._backend.place.device)
         self._parameters = sum(p.numel() for p in model.parameters())
         self._gradient_bytes = local_bytes(model.parameters())
-        self._backend.prepare(model, self._task.optimizer)
+        self._backend.prepare(model, self._task.optimizer, self._task.parts(model))
+        self._recipe = self._task.recipe(model, self._backend.optimizer, sharded=self._backend.sharded)
         self._prepared = True
 
     def advance(self, block: int, count: int, *, warmup: bool, sampled: Collection[int] = ()) -> Block:
@@ -150,18 +169,22 @@ class Training:
 
     def _step(self, step: int) -> tuple[int, float | None]:
         """Train one step; returns this rank's images and their mean loss."""
-        backend = self._backend
+        backend, task = self._backend, self._task
         self._timing.begin()
         with self._phase("data"):
-            batch = self._loader.batch(step)
-            images, labels = self._on_device(batch)
+            share = self._on_device(self._loader.batch(step))
         with self._phase("forward"):
-            total, weight = self._task.loss(backend.model, images, labels)
+            total = task.loss(backend.model, share)
         with self._phase("backward"):
-            backend.backward(total / batch.total)
+            backend.backward(total / share.total)
         with self._phase("optimizer"):
+            backend.synchronize()
+            factor = task.factor(share)
+            self._recipe.adjust(factor, min(1.0, step / self.total_steps))
             backend.step()
-        return len(labels), total.item() / weight if weight else None
+            self._recipe.follow()
+        images = len(share.labels)
+        return images, total.item() * factor / images if images else None
 
     def _do_alone(self, rows: Block, step: int, block: int, *, warmup: bool) -> None:
         """Do what this rank is asked to do alone before a step, while the others begin it."""
@@ -199,49 +222,55 @@ class Training:
         if sampled:
             rows.intervals[step] = timed.intervals
 
-    def _on_device(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _on_device(self, batch: Batch) -> Share:
         device = self._backend.place.device
-        return torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.labels).to(device)
+        images, labels = torch.from_numpy(batch.images).to(device), torch.from_numpy(batch.labels).to(device)
+        return Share(images, labels, batch.boxes, batch.lengths, batch.groups, batch.total)
 
-    def evaluate(self, block: int) -> tuple[Block, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    def evaluate(self, block: int) -> tuple[Block, dict[str, Answered]]:
         """Answer the calibration and the validation images, shared among the ranks of this run.
 
-        Returns the timed rows and, for each part, the positions in the store's index and the probabilities that this
-        rank computed. Every image is answered once; all ranks take part in the same number of batches.
+        Returns the timed rows and the answers of this rank to each part. Every image is answered once; all ranks take
+        part in the same number of batches.
         """
         self._backend.model.eval()
         rows = Block()
-        answers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        step = self.next_step
-        with torch.no_grad():
-            for part in ("calibrate", "validate"):
-                found: list[tuple[np.ndarray, np.ndarray]] = []
-                batches = evaluation(
-                    self._store,
-                    getattr(self._split, part),
-                    size=self._study.size,
-                    rank=self.comm.rank,
-                    world_size=self.run.ranks,
-                    batch=EVALUATION_BATCH,
-                )
-                while True:
-                    self._timing.begin()
-                    with self._timing.phase("data"):
-                        batch = next(batches, None)
-                        if batch is None:
-                            break
-                        images, _ = self._on_device(batch)
-                    with self._timing.phase("forward"):
-                        self._disturbance.lengthen("validate")
-                        found.append((batch.samples, self._task.answers(self._backend.model, images)))
-                    self._end_step(rows, step, block, kind="validate", images=len(images))
-                    step += 1
-                self._check_answered(part, sum(len(samples) for samples, _ in found))
-                answers[part] = (
-                    np.concatenate([samples for samples, _ in found]) if found else np.zeros(0, np.int64),
-                    np.concatenate([scores for _, scores in found]) if found else np.zeros(0, np.float32),
-                )
-        return rows, answers
+        with torch.no_grad(), self._recipe.averaged():
+            self._task.settle()
+            parts = {part: self._answer(rows, part, block) for part in ("calibrate", "validate")}
+        return rows, parts
+
+    def _answer(self, rows: Block, part: str, block: int) -> Answered:
+        """Answer the images of one part; a timed row for each batch."""
+        batches = evaluation(
+            self._store,
+            getattr(self._split, part),
+            size=self._study.settings.size,
+            rank=self.comm.rank,
+            world_size=self.run.ranks,
+            batch=EVALUATION_BATCH,
+        )
+        positions, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
+        boxes: list[np.ndarray] = []
+        while True:
+            self._timing.begin()
+            with self._timing.phase("data"):
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                images = self._on_device(batch).images
+            with self._timing.phase("forward"):
+                self._disturbance.lengthen("validate")
+                found = self._task.answers(self._backend.model, images)
+            positions.append(batch.samples)
+            scores.append(found.scores)
+            boxes += found.boxes
+            step = self.next_step + self._batches_answered
+            self._batches_answered += 1
+            self._end_step(rows, step, block, kind="validate", images=len(images))
+        answered = Answered(np.concatenate(positions), Answers(np.concatenate(scores), tuple(boxes)))
+        self._check_answered(part, len(answered.positions))
+        return answered
 
     def _check_answered(self, part: str, count: int) -> None:
         """Raise PneumoError unless all ranks together have answered every image of a part once; collective."""
@@ -261,45 +290,20 @@ class Training:
         return Sizes(self._parameters, self._gradient_bytes, total, self._peak_bytes)
 
     def full_state(self) -> Mapping[str, torch.Tensor]:
-        """The whole model's tensors by a serial model's names; collective over the run's ranks."""
-        return self._backend.full_state()
+        """The evaluated model's tensors, whole, by a serial model's names; collective over the run's ranks."""
+        with torch.no_grad(), self._recipe.averaged():
+            self._task.settle()
+            return {name: value.clone() for name, value in self._backend.full_state().items()}
+
+    def export(self, weights: Mapping[str, torch.Tensor], stem: Path) -> None:
+        """Write the model of `full_state` for other programs, where it has such a form."""
+        self._task.export(weights, stem)
 
     def close(self) -> None:
         """Free what the training holds."""
         if self.active:
             self._backend.close()
             self._timing.close()
-
-
-class Shares(Training):
-    """Steps of a serial run with as few images as a rank of other runs has, on a model of its own.
-
-    They tell what a share of a step costs where nobody disturbs it: c(B/N) of the account.
-    """
-
-    def __init__(self, sizes: Sequence[int], run: Run, study: Study, *where: Any) -> None:
-        super().__init__(run, study, *where)
-        self._sizes = sizes
-        self._loaders = [self._make_loader(size) for size in sizes] if self.active else []
-
-    @property
-    def images(self) -> int:
-        """The images of a block's steps."""
-        return SHARE_STEPS * sum(self._sizes)
-
-    def time(self, block: int, *, warmup: bool) -> Block:
-        """Train SHARE_STEPS steps of each size; within the serial run's `awake`, after its own steps of a block."""
-        rows = Block()
-        self._prepare()
-        self._backend.model.train()
-        for loader in self._loaders:
-            self._loader = loader
-            for _ in range(SHARE_STEPS):
-                images, loss = self._step(self.next_step)
-                label = FIRST_SHARE + self.next_step
-                self._end_step(rows, label, block, kind="share", warmup=warmup, images=images, loss=loss)
-                self.next_step += 1
-        return rows
 
 
 def order(trainings: list[Training], block: int) -> list[Training]:

@@ -29,7 +29,8 @@ from pneumo.world import World
 
 if TYPE_CHECKING:
     from pneumo.comm.groups import Groups
-    from pneumo.train import Shares, Training
+    from pneumo.shares import Shares
+    from pneumo.train import Training
 
 IMAGES = 203  # 192 to train on: no batch is short
 GLOO, PNEUMO, HOROVOD, FSDP = ("ddp", "gloo"), ("ddp", "pneumo"), ("horovod", "mpi"), ("fsdp", "pneumo")
@@ -119,7 +120,8 @@ def lay_out(group: Group, first: int, world_size: int) -> dict[str, Laid]:
 
 def train(world: World, groups: "Groups", group: Group, cases: dict[str, Laid], results: ResultFolder) -> None:
     """Train the runs of a group."""
-    from pneumo.train import Shares, Training
+    from pneumo.shares import Shares
+    from pneumo.train import Training
 
     store: Any = Pictures(IMAGES)
     held = np.arange(IMAGES - 11, IMAGES)

@@ -48,7 +48,7 @@ def train(comm: Any, widths: tuple[int, ...], timeline: Path) -> dict[str, Any]:
     recorder = Recorder(ThreadStamps())
     backend = Horovod(Place(comm, None, torch.device("cpu")), recorder)
     backend.resume()
-    backend.prepare(nn.Sequential(*layers), lambda parameters: torch.optim.SGD(parameters, lr=1e-3))
+    backend.prepare(nn.Sequential(*layers), lambda parameters: torch.optim.SGD(parameters, lr=1e-3), layers)
     handed = note_what_is_handed_over(backend)
     recorder.drop()
     if comm.rank == 0:
@@ -59,6 +59,7 @@ def train(comm: Any, widths: tuple[int, ...], timeline: Path) -> dict[str, Any]:
         if step in LATE and comm.rank == LATE_RANK:
             sleep(LATE_S)
         backend.backward(backend.model(torch.randn(8, widths[0])).square().mean())
+        backend.synchronize()
         backend.step()
         calls, _ = recorder.take()
         steps.append({"records": [asdict(call) for call in calls], "handed": dict(handed)})

@@ -7,7 +7,7 @@ the comms of ddp and fsdp, with commas. With nccl all runs are on GPUs, one a ra
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +34,20 @@ State = Mapping[str, "torch.Tensor"]
 
 @dataclass
 class Pictures:
-    """A store in memory: a bright spot or none, so that there is something to learn."""
+    """A store in memory: a bright spot or none, so that there is something to learn, and something to find."""
 
     count: int
 
     @property
     def index(self) -> pd.DataFrame:
-        n = self.count
-        return pd.DataFrame({"row": range(n), "patient": [f"p{i}" for i in range(n)], "label": np.arange(n) % 2})
+        n, edge = self.count, 1024
+        spot = [[edge / 4, edge / 4, edge / 4, edge / 4]]
+        return pd.DataFrame(
+            {
+                **{"row": range(n), "patient": [f"p{i}" for i in range(n)], "label": np.arange(n) % 2},
+                **{"boxes": [spot if i % 2 else [] for i in range(n)], "rows": edge, "columns": edge},
+            }
+        )
 
     def images(self, size: int) -> Any:
         rng = np.random.default_rng(5)
@@ -67,14 +73,17 @@ def repeatable_on_gpus() -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def run(world: World, ranks: tuple[int, ...], batch: int, count: int, comms: tuple[str, ...]) -> dict[str, Any]:
+def here(backends: Iterable[str]) -> tuple[str, ...]:
+    """Those of the backends that are installed."""
+    return tuple(name for name in backends if name != "horovod" or not horovod_missing())
+
+
+def run(world: World, study: Study, count: int, steps: int = STEPS) -> dict[str, Any]:
     """Train all backends; returns, on rank 0, what `look` found of each run, by its backend, comm and ranks."""
     from pneumo.comm.groups import Groups
     from pneumo.train import Training
 
-    backends = tuple(name for name in BACKENDS if name != "horovod" or not horovod_missing())
-    study = Study(ranks=ranks, global_batch=batch, size=32, threads=1, comm=comms, backends=backends)
-    if comms == ("nccl",):
+    if study.comm == ("nccl",):
         study = replace(study, backends=ON_GPUS)
         repeatable_on_gpus()
     plan = lay_out(world, study)
@@ -83,13 +92,14 @@ def run(world: World, ranks: tuple[int, ...], batch: int, count: int, comms: tup
     split = Split(np.arange(count - 11), held[:4], held)
     wanted = sorted({(r.comm, r.ranks) for r in plan.runs if r.comm in COMMS})
     os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
-    groups = Groups(world.comm, address=world.share(world.address), wanted=wanted)
+    small = sorted({run.ranks for run in plan.runs})
+    groups = Groups(world.comm, address=world.share(world.address), wanted=wanted, small=small)
     found: dict[str, Any] = {}
     serial = first_state(study)
     for training in [Training(r, study, store, split, world, groups) for r in plan.runs]:
         with training.awake():
             if training.active:
-                seen, state = look(training, held, serial)
+                seen, state = look(training, held, serial, steps)
                 serial = state if training.run.backend == "serial" else serial
                 found[f"{training.run.backend}-{training.run.comm}-{training.run.ranks}"] = seen
         training.close()
@@ -104,10 +114,10 @@ def first_state(study: Study) -> State:
     from pneumo import models
 
     torch.manual_seed(study.seed)
-    return models.load(study.model)(study.size, study.learning_rate).build().state_dict()
+    return models.load(study.model)(study.settings).build().state_dict()
 
 
-def look(training: "Training", held: Any, reference: State) -> tuple[dict[str, Any], State]:
+def look(training: "Training", held: Any, reference: State, steps: int) -> tuple[dict[str, Any], State]:
     """Train and evaluate one run, on its ranks; returns what is compared, whole on rank 0, and the trained state.
 
     The state is compared here, tensor by tensor, since it is large: `state` has the distance of each from the
@@ -115,14 +125,17 @@ def look(training: "Training", held: Any, reference: State) -> tuple[dict[str, A
     """
     import torch
 
-    blocks = training.comm.gather(training.advance(0, STEPS, warmup=False)) or ()
+    blocks = training.comm.gather(training.advance(0, steps, warmup=False)) or ()
     answers = training.comm.gather(training.evaluate(0)[1]["validate"]) or ()
-    steps = list(zip(*(block.steps for block in blocks), strict=True))  # none but on rank 0, as all below
-    images = [sum(row["images"] for row in rows) for rows in steps]
-    losses = [sum((row["loss"] or 0) * row["images"] for row in rows) for rows in steps]
-    scores = dict(pair for p, s in answers for pair in zip(p.tolist(), s.tolist(), strict=True))
+    made = list(zip(*(block.steps for block in blocks), strict=True))  # none but on rank 0, as all below
+    images = [sum(row["images"] for row in rows) for rows in made]
+    losses = [sum((row["loss"] or 0) * row["images"] for row in rows) for rows in made]
+    scores = dict(
+        pair for found in answers for pair in zip(found.positions.tolist(), found.answers.scores.tolist(), strict=True)
+    )
     state = {name: value.detach().cpu().clone() for name, value in training.full_state().items()}
-    distance = {n: float(torch.dist(v, reference[n]) / reference[n].norm()) for n, v in state.items()}
+    weights = {name: value for name, value in state.items() if value.is_floating_point()}
+    distance = {n: float(torch.dist(v, reference[n]) / (reference[n].norm() or 1.0)) for n, v in weights.items()}
     seen = {
         "images": images,
         "losses": [total / count for total, count in zip(losses, images, strict=True)],
@@ -139,6 +152,10 @@ if __name__ == "__main__":
     process.limit_threads(1)
     with World.start() as the_world:
         numbers = tuple(map(int, sys.argv[1].split(",")))
-        result = run(the_world, numbers, int(sys.argv[2]), int(sys.argv[3]), tuple(sys.argv[4].split(",")))
+        comms = tuple(sys.argv[4].split(","))
+        wanted = Study(
+            ranks=numbers, global_batch=int(sys.argv[2]), size=32, threads=1, comm=comms, backends=here(BACKENDS)
+        )
+        result = run(the_world, wanted, int(sys.argv[3]))
         if the_world.rank == 0:
             print("RESULT " + json.dumps(result))

@@ -15,7 +15,16 @@ import pytest
 import synthetic
 
 from pneumo.errors import PneumoError, Refused
-from pneumo.study.results import ResultFolder, load_run, load_summary, load_table, table_schema, write_atomic
+from pneumo.study.results import (
+    OF_BOXES,
+    TABLES,
+    ResultFolder,
+    load_run,
+    load_summary,
+    load_table,
+    table_schema,
+    write_atomic,
+)
 from pneumo.study.schema import PHASES, RunFile, Summary
 from pneumo.study.summary import summarize
 
@@ -57,6 +66,11 @@ def test_columns_are_those_of_the_contract() -> None:
     assert table_schema("collectives").names == [*names.split(), "wait_begin_ns", "wait_end_ns", "bound"]
     assert table_schema("spans").names == ["run", "rank", "step", "phase", "begin_ns", "end_ns"]
     assert table_schema("predictions").names == ["run", "patient", "part", "label", "score", "view", "sex", "age"]
+    sides = ["x", "y", "width", "height"]
+    columns = ["run", "patient", "part", "score", *sides, "hits_coco", "hits_rsna"]
+    assert table_schema("detections").names == columns
+    assert table_schema("truths").names == ["patient", "part", *sides]
+    assert not any(field.nullable for name in OF_BOXES for field in table_schema(name))
     types = {field.name: field.type for field in table_schema("predictions")}
     assert (types["label"], types["score"]) == (pa.int8(), pa.float32())
 
@@ -77,6 +91,25 @@ def test_rows_come_back_as_they_were_added(tmp_path: Path) -> None:
     assert load_table(folder.path, "collectives").to_pylist() == [collective]
     assert load_table(folder.path, "spans").num_rows == 0
     assert pq.read_schema(folder.path / "steps.parquet").equals(table_schema("steps"))
+
+
+def test_tables_of_boxes_are_written_where_there_are_boxes(tmp_path: Path) -> None:
+    folder = ResultFolder.create(tmp_path, "main")
+    folder.flush()
+    assert {p.stem for p in folder.path.glob("*.parquet")} == set(TABLES) - set(OF_BOXES)
+    for name in OF_BOXES:
+        assert load_table(folder.path, name).schema.equals(table_schema(name))
+    sides = {"x": 1.0, "y": 2.0, "width": 3.0, "height": 4.5}
+    truth = {"patient": "p", "part": "validate", **sides}
+    detection = truth | {"run": 0, "score": 0.5, "hits_coco": 1023, "hits_rsna": 255}
+    for _ in range(2):
+        folder.add_detections([detection])
+        folder.flush()
+    assert load_table(folder.path, "detections").to_pylist() == [detection] * 2
+    assert not (folder.path / "truths.parquet").exists()
+    folder.add_truths([truth])
+    folder.flush()
+    assert load_table(folder.path, "truths").to_pylist() == [truth]
 
 
 def test_a_resumed_result_keeps_its_rows(tmp_path: Path) -> None:

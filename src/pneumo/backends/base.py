@@ -1,9 +1,9 @@
 """What a way to train in parallel has to offer to the training loop; serial is the null implementation of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -31,6 +31,8 @@ class Backend(ABC):
     and never reads the clock for the phases itself; its collectives are recorded by the process group's hooks.
     """
 
+    sharded: ClassVar[bool] = False  # whether a rank has shards of the parameters
+
     def __init__(self, place: Place, recorder: Recorder) -> None:
         self.place, self.recorder = place, recorder
         if place.group is not None:
@@ -39,15 +41,21 @@ class Backend(ABC):
         self.optimizer: torch.optim.Optimizer
 
     @abstractmethod
-    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
-        """Take the model (equal on all ranks, on the place's device); sets `model` and `optimizer`."""
+    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer, parts: Sequence[nn.Module]) -> None:
+        """Take the model (equal on all ranks, on the place's device); sets `model` and `optimizer`.
+
+        `parts` are those of the model that are computed one after the other.
+        """
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Add the gradients of this rank's scalar loss; they are complete after `step` has begun, not before."""
+        """Add the gradients of this rank's scalar loss; they are complete after `synchronize`, not before."""
         loss.backward()  # type: ignore[no-untyped-call]
 
+    def synchronize(self) -> None:  # noqa: B027 -- complete after the backward pass is the usual case
+        """Return when the gradients are the sums over all ranks."""
+
     def step(self) -> None:
-        """Update the parameters from the gradients of all ranks, and free the gradients."""
+        """Update the parameters from the gradients, and free these."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 

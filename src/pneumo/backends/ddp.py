@@ -1,5 +1,6 @@
 """PyTorch's DistributedDataParallel over a c10d process group."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -13,9 +14,12 @@ from pneumo.backends.base import Backend, MakeOptimizer
 class Ddp(Backend):
     """Replicated parameters; buckets of gradients are summed by allreduce while the backward pass still runs."""
 
-    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
-        """Wrap the model; DDP makes the parameters equal to rank 0's."""
-        wrapped = DistributedDataParallel(model, process_group=self.place.group, gradient_as_bucket_view=True)
+    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer, parts: Sequence[nn.Module]) -> None:
+        """Wrap the model; DDP makes the parameters equal to rank 0's. Buffers are the task's business."""
+        group = self.place.group
+        wrapped = DistributedDataParallel(
+            model, process_group=group, gradient_as_bucket_view=True, forward_sync_buffers=False
+        )
         wrapped.register_comm_hook(None, self._sum_bucket)
         self.model, self.optimizer = wrapped, make_optimizer(wrapped.parameters())
 

@@ -18,13 +18,15 @@ from pneumo.timing.record import Recorder
 class Fsdp(Backend):
     """Parameters, gradients and optimizer state are sharded; each layer is gathered when it is needed."""
 
-    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
+    sharded = True
+
+    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer, parts: Sequence[nn.Module]) -> None:
         """Shard the model's parameters in place, over dimension 0 of each; the optimizer sees only the shards."""
         group = self.place.group
         mesh = DeviceMesh.from_group(group, self.place.device.type)
-        sharded = [child for child in model.children() if any(True for _ in child.parameters())]
-        for child in sharded:
-            fully_shard(child, mesh=mesh)
+        for layer in parts:
+            if any(True for _ in layer.parameters()):
+                fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         gather, scatter = _TimedAllGather(self.recorder, group), _TimedReduceScatter(self.recorder, group)
         self.model, self.optimizer = model, make_optimizer(model.parameters())
@@ -51,11 +53,11 @@ class Fsdp(Backend):
 class FsdpAsync(Fsdp):
     """FSDP2 that gathers a layer while the one before it computes, which it does not do on CPU of itself."""
 
-    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
+    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer, parts: Sequence[nn.Module]) -> None:
         """As FSDP2, with asynchronous gathering, a layer ahead in both directions."""
-        super().prepare(model, make_optimizer)
-        parts = self._sharded()
-        for part, following in zip(parts, [*parts[1:], None], strict=True):
+        super().prepare(model, make_optimizer, parts)
+        gathered = self._sharded()
+        for part, following in zip(gathered, [*gathered[1:], None], strict=True):
             part._set_unshard_async_op(True)
             if following is not None:
                 part.set_modules_to_forward_prefetch([following])

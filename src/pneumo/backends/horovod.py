@@ -1,6 +1,7 @@
 """Horovod over MPI: its DistributedOptimizer, started on the communicator of the training's ranks."""
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from time import perf_counter_ns
 from typing import Any
 
@@ -30,7 +31,7 @@ class Horovod(Backend):
         """Stop Horovod, so that the next training can start it on other ranks."""
         hvd.shutdown()
 
-    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer) -> None:
+    def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer, parts: Sequence[nn.Module]) -> None:
         """Wrap the optimizer; gradients are summed over the ranks."""
         hvd.broadcast_parameters(model.state_dict(), root_rank=0)
         inner = make_optimizer(model.parameters())
@@ -46,12 +47,15 @@ class Horovod(Backend):
         self.recorder.source = responses
         self.model, self.optimizer = model, optimizer
 
-    def step(self) -> None:
-        """Wait for all gradients, then update. Horovod polls: what it sleeps after the last one is part of the wait."""
+    def synchronize(self) -> None:
+        """Wait for all gradients. Horovod polls: what it sleeps after the last one is part of the wait."""
         self.recorder.mark()
         self.optimizer.synchronize()  # type: ignore[attr-defined]
         self.recorder.delay()
         self.recorder.waited(to_the_end=True)
+
+    def step(self) -> None:
+        """Update, without Horovod's own waiting."""
         with self.optimizer.skip_synchronize():  # type: ignore[attr-defined]
             self.optimizer.step()
         self.optimizer.zero_grad()  # Horovod's takes no argument; torch's default frees the gradients

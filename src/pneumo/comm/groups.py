@@ -3,32 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from pneumo.comm import missing
 from pneumo.comm.rendezvous import TIMEOUT, make_store
-
-
-class SmallSum:
-    """Sums small tensors over the ranks of a communicator, in place and blocking.
-
-    It goes through the shared memory of a process group of `pneumo`, and through MPI where that is None, whatever
-    moves the gradients; so statistics, normalisers and counts cost the same under every backend.
-    """
-
-    def __init__(self, comm: Any, group: Any = None) -> None:
-        self._comm, self._group = comm, group
-
-    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a contiguous CPU tensor of any shape over the ranks; returns it. Collective."""
-        if self._group is not None:
-            dist.all_reduce(tensor, group=self._group)
-        elif self._comm.size > 1:
-            from mpi4py import MPI
-
-            self._comm.Allreduce(MPI.IN_PLACE, tensor.numpy(), MPI.SUM)
-        return tensor
+from pneumo.comm.small_sum import SmallSum
 
 
 class Groups:

@@ -42,6 +42,7 @@ from pydicom.uid import (
 )
 
 from pneumo.data import codestream, lut
+from pneumo.data.geometry import square_around
 from pneumo.data.opencv import cv2
 from pneumo.errors import PneumoError
 
@@ -132,8 +133,7 @@ def resize(picture: Picture, size: int) -> Picture:
     """
     rows, columns = picture.shape
     if rows != columns:
-        side = max(rows, columns)
-        top, left = (side - rows) // 2, (side - columns) // 2
+        side, top, left = square_around(rows, columns)
         square = np.zeros((side, side), np.uint8)
         square[top : top + rows, left : left + columns] = picture
         picture = square

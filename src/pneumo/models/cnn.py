@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the name that everybody uses
-from numpy.typing import NDArray
 from torch import nn
 
-from pneumo.models.task import Task
+from pneumo.models.task import Answers, Share, Task
 
 
 class Cnn(nn.Module):
@@ -44,13 +42,13 @@ class CnnTask(Task):
 
     def optimizer(self, parameters: Any) -> torch.optim.Optimizer:
         """Make a fused Adam."""
-        return torch.optim.Adam(parameters, lr=self.learning_rate, fused=True)
+        return torch.optim.Adam(parameters, lr=self.settings.learning_rate, fused=True)
 
-    def loss(self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, float]:
-        """Return the summed cross-entropy and the number of images; both are 0 for an empty share."""
-        total = F.binary_cross_entropy_with_logits(model(images).squeeze(1), labels, reduction="sum")
-        return total, float(len(labels))
+    def loss(self, model: nn.Module, share: Share) -> torch.Tensor:
+        """Return the summed cross-entropy."""
+        logits = model(share.images).squeeze(1)
+        return F.binary_cross_entropy_with_logits(logits, share.labels, reduction="sum")
 
-    def answers(self, model: nn.Module, images: torch.Tensor) -> NDArray[np.float32]:
+    def answers(self, model: nn.Module, images: torch.Tensor) -> Answers:
         """Return the probabilities."""
-        return torch.sigmoid(model(images).squeeze(1)).float().cpu().numpy()
+        return Answers(torch.sigmoid(model(images).squeeze(1)).float().cpu().numpy())

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 File = TypeVar("File", RunFile, Summary)
 
-TABLES = ("steps", "collectives", "spans", "predictions")
+TABLES = ("steps", "collectives", "spans", "predictions", "detections", "truths")
+OF_BOXES = ("detections", "truths")  # no files where a study has no boxes
 STAMPS = (
     *("begin_ns", "end_ns", "enqueued_ns", "started_ns", "finished_ns", "wait_begin_ns", "wait_end_ns"),
 )  # the columns that are moments of a rank's clock, whatever the table; the others in ns are durations
@@ -38,6 +39,7 @@ def table_schema(name: str) -> "pa.Schema":
 
     i32, i64, text = pa.int32(), pa.int64(), pa.string()
     phase_columns = [(f"{p}_{what}", i64) for p in PHASES for what in ("ns", "cpu_ns", "delay_ns")]
+    box_columns = [(side, pa.float32()) for side in ("x", "y", "width", "height")]
     columns: dict[str, list[tuple[str, pa.DataType]]] = {
         "steps": [
             *[("run", i32), ("block", i32), ("rank", i32), ("step", i64), ("kind", text), ("warmup", pa.bool_())],
@@ -54,6 +56,11 @@ def table_schema(name: str) -> "pa.Schema":
             *[("run", i32), ("patient", text), ("part", text), ("label", pa.int8()), ("score", pa.float32())],
             *[("view", text), ("sex", text), ("age", i32)],
         ],
+        "detections": [
+            *[("run", i32), ("patient", text), ("part", text), ("score", pa.float32())],
+            *[*box_columns, ("hits_coco", i32), ("hits_rsna", i32)],
+        ],
+        "truths": [("patient", text), ("part", text), *box_columns],
     }
     return pa.schema([pa.field(column, kind, nullable=_nullable(column)) for column, kind in columns[name]])
 
@@ -122,6 +129,14 @@ class ResultFolder:
         """Add rows of predictions.parquet: one for each (run, patient); the last one of a patient counts."""
         self._add("predictions", rows)
 
+    def add_detections(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of detections.parquet, one for each (run, predicted box); see `boxes.detection_rows`."""
+        self._add("detections", rows)
+
+    def add_truths(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add rows of truths.parquet, one for each true box and not for each run; see `boxes.truth_rows`."""
+        self._add("truths", rows)
+
     def _add(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         schema = table_schema(name)
         required = {field.name for field in schema if not field.nullable}
@@ -132,7 +147,7 @@ class ResultFolder:
             self._rows[name].append(row)
 
     def flush(self) -> None:
-        """Write all four tables; raises PneumoError where that fails (a full disk)."""
+        """Write all tables, but OF_BOXES only with rows; raises PneumoError where that fails (a full disk)."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -142,7 +157,7 @@ class ResultFolder:
                 self._chunks[name].append(pa.Table.from_pylist(self._rows[name], schema=schema))
                 self._rows[name] = []
             path = self.path / f"{name}.parquet"
-            if not new and path.exists():
+            if not new and (name in OF_BOXES or path.exists()):
                 continue
             table = pa.concat_tables(self._chunks[name]) if self._chunks[name] else schema.empty_table()
             sink = pa.BufferOutputStream()

@@ -24,7 +24,10 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class RunEntry(_Strict, frozen=True, kw_only=True):
-    """One training of a study: what ran, where, and how much memory it held."""
+    """One training of a study: what ran, where, and how much memory it held.
+
+    `answers` says whether its model gives boxes beside the probability; `groups` are the virtual ones of a batch.
+    """
 
     run: int
     model: str
@@ -35,6 +38,8 @@ class RunEntry(_Strict, frozen=True, kw_only=True):
     binding: str
     device: str
     global_batch: int
+    groups: int = 1
+    answers: Literal["probability", "boxes"] = "probability"
     parameters: int
     gradient_bytes: int
     state_bytes: int | None = None

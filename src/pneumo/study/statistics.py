@@ -263,7 +263,7 @@ def bootstrap_mean(values: ArrayLike, *, seed: int, level: float = LEVEL, draws:
     x, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     chunk = max(1, 4_000_000 // x.size)
     means = [x[rng.integers(x.size, size=(min(chunk, draws - i), x.size))].mean(1) for i in range(0, draws, chunk)]
-    return _percentiles(np.concatenate(means), level)
+    return percentiles(np.concatenate(means), level)
 
 
 def bootstrap_counts(
@@ -284,9 +284,10 @@ def bootstrap_counts(
     with np.errstate(invalid="ignore", divide="ignore"):
         values = statistic(drawn)
     values = values[np.isfinite(values)]
-    return _percentiles(values, level) if values.size else None
+    return percentiles(values, level) if values.size else None
 
 
-def _percentiles(values: Floats, level: float) -> tuple[float, float]:
+def percentiles(values: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """The range of values (n,), n > 0, without half of 1 - level at either end: a bootstrap's interval."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)

@@ -10,7 +10,9 @@ import numpy as np
 
 from pneumo.study import breakdown
 from pneumo.study.account import TERMS, Account
+from pneumo.study.boxes import Detections, load_detections
 from pneumo.study.breakdown import Block
+from pneumo.study.detection import detection_quality
 from pneumo.study.explain import Explainer
 from pneumo.study.metrics import Predictions, natural_prevalence, quality, subgroups, youden_threshold
 from pneumo.study.results import load_run, load_table, write_json
@@ -46,6 +48,7 @@ class Answers:
 
     validate: Predictions
     threshold: float
+    boxes: Mapping[str, Detections] | None = None  # of a detector, by part
 
     @property
     def right(self) -> Any:
@@ -211,7 +214,7 @@ def _answers(folder: Path) -> dict[int, Answers]:
     table = breakdown.columns(load_table(folder, "predictions"))
     # Compared with a threshold as doubles everywhere: NumPy would round the threshold to the scores' precision.
     table["score"] = table["score"].astype(np.float64)
-    found = {}
+    boxes, found = load_detections(folder), {}
     for run in np.unique(table["run"]).tolist():
         parts = {}
         for part in ("calibrate", "validate"):
@@ -221,7 +224,7 @@ def _answers(folder: Path) -> dict[int, Answers]:
             parts[part] = Predictions(*(table[name][index] for name in Predictions.__slots__))
         if parts["validate"].label.size:
             threshold = youden_threshold(parts["calibrate"].label, parts["calibrate"].score)
-            found[int(run)] = Answers(parts["validate"], threshold)
+            found[int(run)] = Answers(parts["validate"], threshold, boxes.get(int(run)))
     return found
 
 
@@ -232,6 +235,9 @@ def _quality(run: RunFile, ours: Answers | None, theirs: Answers | None) -> dict
     part, prevalence = ours.validate, natural_prevalence(run)
     measured = quality(part.label, part.score, threshold=ours.threshold, natural_prevalence=prevalence)
     found: dict[str, Any] = {"metrics": measured.metrics, "intervals": measured.intervals}
+    if ours.boxes is not None:
+        located = detection_quality(ours.boxes["validate"], ours.boxes["calibrate"])
+        found = {"metrics": measured.metrics | located.metrics, "intervals": measured.intervals | located.intervals}
     found["subgroups"] = subgroups(part, ours.threshold)
     if theirs is not None and np.array_equal(part.patient, theirs.validate.patient):
         found["mcnemar_p"] = mcnemar(ours.right, theirs.right)

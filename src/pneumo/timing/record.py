@@ -58,12 +58,14 @@ class Source:
 class Recorder:
     """Keeps the collectives of a training and the main thread's waits until the loop takes them after each step.
 
-    The collectives come from `source`; the waits from who knows when the main thread is blocked: the backend.
+    The collectives come from `source`; the waits from who knows when the main thread is blocked: the backend. `small`
+    sees the small sums of statistics, which travel by themselves under every backend.
     """
 
     now: Callable[[], Stamp]
     delay_s: float = 0.0  # injected into the transport, once a step
     source: Source = field(default_factory=Source)
+    small: Source = field(default_factory=Source)
     _delayed: bool = False
     _marks: int = 0
     _late_ns: dict[int, int] = field(default_factory=dict)
@@ -72,16 +74,18 @@ class Recorder:
     _mark: Stamp | None = None
 
     def attach(self) -> None:
-        """Have the source see the collectives from now on."""
+        """Have the sources see the collectives from now on."""
         self.source.attach()
+        self.small.attach()
 
     def detach(self) -> None:
-        """Have it see no more of them."""
+        """Have them see no more of them."""
         self.source.detach()
+        self.small.detach()
 
-    def collect(self, *, ended: bool = False) -> list[Collective]:
-        """Return what the source has seen since the last time (and has ended); it belongs to this step."""
-        found = self.source.take(ended=ended)
+    def collect(self, source: Source | None = None, *, ended: bool = False) -> list[Collective]:
+        """Return what the source (or another one) has seen since the last time (and has ended), of this step."""
+        found = (source or self.source).take(ended=ended)
         self._collectives += found
         return found
 
@@ -139,13 +143,17 @@ class Recorder:
         return min(finished, returned.wall_ns)
 
     @contextlib.contextmanager
-    def blocking(self) -> Iterator[None]:
-        """The main thread is blocked in the collectives that are issued inside; it arrives when it comes here."""
+    def blocking(self, source: Source | None = None) -> Iterator[None]:
+        """The main thread is blocked in the collectives that are issued inside; it arrives when it comes here.
+
+        They come from the source, or from another one: what is injected into the transport does not delay those.
+        """
         begin = self.now()
         yield
-        self.delay()
+        if source is None:
+            self.delay()
         end = self.now()
-        calls = [call for call in self.collect(ended=True) if call.enqueued_ns >= begin.wall_ns]
+        calls = [call for call in self.collect(source, ended=True) if call.enqueued_ns >= begin.wall_ns]
         self._waits.append((begin, end))
         for i, call in enumerate(calls):
             if i == 0:
@@ -157,11 +165,12 @@ class Recorder:
                 call.bounded(RETURNED)
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self, source: Source | None = None) -> Iterator[None]:
         """The main thread waits inside for a collective that was issued before; its record has the wait's stamps."""
         begin = self.now()
         yield
-        self.delay()
+        if source is None:
+            self.delay()
         self._waits.append((begin, self.now()))
 
     def delay(self) -> None:
@@ -173,6 +182,7 @@ class Recorder:
     def take(self) -> tuple[list[Collective], list[tuple[Stamp, Stamp]]]:
         """Return what was recorded since the last call: collectives, and waits in order, free of overlaps."""
         self.collect()
+        self.collect(self.small)
         self._delayed, self._marks = False, 0
         self._late_ns.clear()
         taken = self._collectives, self._waits

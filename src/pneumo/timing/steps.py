@@ -12,7 +12,7 @@ from typing import Any
 
 from pneumo.timing.breakdown import Interval, carve
 from pneumo.timing.clock import StepClock, ThreadStamps
-from pneumo.timing.record import Collective, Recorder
+from pneumo.timing.record import Collective, Recorder, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class NoRecorder(Recorder):
         super().__init__(_no_time)
 
     def attach(self) -> None:
-        """Leave the source alone: torch calls no hook."""
+        """Leave the sources alone: torch calls no hook."""
 
-    def collect(self, *, ended: bool = False) -> list[Collective]:
+    def collect(self, source: Source | None = None, *, ended: bool = False) -> list[Collective]:
         """Return nothing; what a probe has seen of Horovod is forgotten."""
-        self.source.take(ended=ended)
+        (source or self.source).take(ended=ended)
         return []
 
     def mark(self) -> None:
@@ -83,12 +83,12 @@ class NoRecorder(Recorder):
         """Do nothing."""
 
     @contextlib.contextmanager
-    def blocking(self) -> Iterator[None]:
+    def blocking(self, source: Source | None = None) -> Iterator[None]:
         """Do nothing."""
         yield
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self, source: Source | None = None) -> Iterator[None]:
         """Do nothing."""
         yield
 

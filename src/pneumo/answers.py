@@ -1,0 +1,69 @@
+"""What a rank answered, as rows of a result's tables; boxes are matched with the true ones where they are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumo.data.geometry import to_pixels
+from pneumo.study.boxes import detection_rows, truth_rows
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pneumo.train import Answered
+
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows of predictions.parquet, an image each, and of detections.parquet, a box each."""
+
+    predictions: Rows = field(default_factory=list)
+    detections: Rows = field(default_factory=list)
+
+
+def rows(run: int, index: "pd.DataFrame", parts: "Mapping[str, Answered]") -> Found:
+    """Make the rows of a run's answers to each part of the split, which are positions in a store's index."""
+    found = Found()
+    for part, answered in parts.items():
+        images = list(index.iloc[answered.positions].itertuples())
+        for image, score in zip(images, answered.answers.scores, strict=True):
+            found.predictions.append({"run": run, "part": part, "score": float(score), **_about(image)})
+        for image, boxes in zip(images, answered.answers.boxes, strict=bool(answered.answers.boxes)):
+            pixels, scored = in_pixels(boxes, image.rows, image.columns)
+            found.detections.extend(detection_rows(run, image.patient, part, pixels, scored, image.boxes))
+    return found
+
+
+def in_pixels(boxes: NDArray[np.float32], rows: int, columns: int) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """From a model's boxes (k, 5) of a picture to those that have a size in it: pixels of it (p, 4), and scores (p,).
+
+    A box beyond the picture, in the black beside it, has no size there.
+    """
+    pixels = to_pixels(boxes[:, :4], rows, columns)
+    kept = (pixels[:, 2:] > 0).all(axis=1)
+    return pixels[kept], boxes[kept, 4]
+
+
+def truths(index: "pd.DataFrame", parts: Mapping[str, Any]) -> Rows:
+    """Make the rows of truths.parquet, a true box each, of the images of these parts."""
+    return [
+        row
+        for part, positions in parts.items()
+        for image in index.iloc[positions].itertuples()
+        for row in truth_rows(image.patient, part, image.boxes)
+    ]
+
+
+def _about(image: Any) -> dict[str, Any]:
+    return {
+        "patient": image.patient,
+        "label": int(image.label),
+        "view": image.view or None,
+        "sex": image.sex or None,
+        "age": None if np.isnan(image.age) else int(image.age),
+    }

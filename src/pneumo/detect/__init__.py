@@ -1,0 +1,1 @@
+"""A trained model on pictures that anybody has: found, read, answered, and written down."""

@@ -1,0 +1,78 @@
+"""The command line of python -m pneumo.detect."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from pneumo.errors import Refused
+from pneumo.flags import one_sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked for beside the answers, and how pictures are shown to the model."""
+
+    json: Annotated[Path | None, Parameter(help="Write the answers to this JSON file.")] = None
+    pictures: Annotated[
+        Path | None, Parameter(help="Write a PNG of each file, with its boxes and scores drawn, to this folder.")
+    ] = None
+    submission: Annotated[
+        Path | None, Parameter(help="Write the boxes in the RSNA challenge's format to this CSV file.")
+    ] = None
+    threshold: Annotated[
+        float | None,
+        Parameter(
+            help="Boxes of a lower score are left out everywhere. By default what the calibration part gave, where "
+            "WEIGHTS lie in a result, else 0.5."
+        ),
+    ] = None
+    size: Annotated[
+        int | None, Parameter(help="Edge of the model's pictures in pixels; by default what it was trained with.")
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Weights, the files and folders to answer, and the options."""
+
+    weights: Path
+    paths: tuple[Path, ...]
+    options: Options
+
+
+def parse(argv: Sequence[str]) -> Request | None:
+    """Read the command line; None where --help was asked for, which is printed. Raises Refused."""
+    found: list[Request] = []
+    app = App(
+        name="python -m pneumo.detect",
+        usage="Usage: python -m pneumo.detect WEIGHTS FILES... [OPTIONS]",
+        help="Say of radiographs how probable pneumonia is, and where: DICOM, PNG or JPEG files, and folders of them. "
+        "WEIGHTS is a model of a result's checkpoints (.safetensors), or a YOLOv8n checkpoint of Ultralytics (.pt). "
+        "Exit codes: 0 done, 1 no file could be answered, 2 refused.",
+        version_flags=[],
+    )
+
+    @app.default
+    def command(
+        *paths: Annotated[Path, Parameter(help="The weights, then files and folders.")],
+        options: Annotated[Options, Parameter(name="*")] = Options(),
+    ) -> None:
+        if len(paths) < 2:
+            raise Refused("Name the weights and at least one file: python -m pneumo.detect WEIGHTS FILES...")
+        found.append(Request(paths[0], paths[1:], options))
+
+    with one_sentence([*(f"--{one.name}" for one in fields(Options)), "--help"]):
+        function, bound, _ = app.parse_args(list(argv), print_error=False, exit_on_error=False)
+        function(*bound.args, **bound.kwargs)
+    return _checked(found[0]) if found else None
+
+
+def _checked(request: Request) -> Request:
+    """Refuse what can be refused without looking at any file."""
+    threshold = request.options.threshold
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise Refused(f"--threshold {threshold:g}: a score is from 0 to 1.")
+    return request

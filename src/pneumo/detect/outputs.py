@@ -1,0 +1,110 @@
+"""What becomes of the answers: a table, a JSON file, pictures, and the challenge's submission file."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from rich.text import Text
+
+from pneumo.data.opencv import cv2
+from pneumo.detect.answer import Box, Row
+from pneumo.detect.files import Picture
+from pneumo.errors import Refused
+from pneumo.study.cells import NOTHING, add_columns, new_table, number, put
+from pneumo.study.results import write_atomic
+from pneumo.study.tables import make_console
+
+COLOUR: Final = (0, 200, 255)  # amber, in the order blue, green, red: nothing in a radiograph has a colour
+_SMALL_FONT = 0.35
+
+
+def write_json(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as {"files": [{"file", "probability", "boxes", "error"}]}."""
+    write_atomic(path, (json.dumps({"files": [asdict(row) for row in rows]}, indent=1) + "\n").encode())
+
+
+def write_submission(rows: Sequence[Row], path: Path) -> None:
+    """Write the RSNA challenge's format: a line a patient, with confidence x y width height of each box.
+
+    Files that could not be answered have no line: an empty one would say that they show nothing.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("patientId", "PredictionString"))
+    for row in rows:
+        if row.error is None:
+            writer.writerow((Path(row.file).stem, " ".join(map(_predicted, row.boxes))))
+    write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def _predicted(box: Box) -> str:
+    return f"{box.score:.4f} {box.x:.1f} {box.y:.1f} {box.width:.1f} {box.height:.1f}"
+
+
+def show(rows: Sequence[Row], threshold: float | None) -> None:
+    """Print the table, and how many files were answered; `threshold` is None where the model finds no boxes."""
+    console = make_console()
+    table = new_table("Answers")
+    add_columns(table, "file<", "probability", "boxes: x y width height (score)<")
+    for row in rows:
+        boxes = "; ".join(_shown_box(box) for box in row.boxes) or NOTHING
+        table.add_row(Text(_shown(row.file)), number(row.probability, 3), Text(_shown(row.error or boxes)))
+    put(console, table)
+    answered = sum(row.error is None for row in rows)
+    kept = "" if threshold is None else f"; boxes with a score of at least {threshold:.3f}"
+    console.print(Text(f"{answered} of {len(rows)} files answered{kept}"), soft_wrap=True)
+
+
+def _shown_box(box: Box) -> str:
+    return f"{box.x:.0f} {box.y:.0f} {box.width:.0f} {box.height:.0f} ({box.score:.2f})"
+
+
+def _shown(text: str) -> str:
+    """A name as any terminal can print it, without what would steer one."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """Writes a PNG for each file to a folder, named after it."""
+
+    folder: Path
+
+    def path(self, file: Path) -> Path:
+        """Where the picture of a file is written."""
+        return self.folder / f"{file.stem}.png"
+
+    def __call__(self, file: Path, picture: Picture, row: Row) -> None:
+        """Write the picture with the boxes and scores drawn; raises PneumoError where that is impossible."""
+        encoded = cv2.imencode(".png", draw(picture, row))[1]
+        write_atomic(self.path(file), encoded.tobytes())
+
+    def require_new(self, files: Sequence[Path]) -> None:
+        """Raise Refused where a picture would be written over one of the files that are answered."""
+        inputs = {file.resolve() for file in files}
+        for file in files:
+            if self.path(file).resolve() in inputs:
+                raise Refused(f"--pictures would write over {self.path(file)}; choose another folder.")
+
+
+def draw(picture: Picture, row: Row) -> Picture:
+    """Return the picture, uint8 (rows, columns), in colour: with its boxes and scores, headed by the probability."""
+    shown = np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), np.uint8)
+    side = max(picture.shape)
+    thick, font = max(1, side // 300), max(_SMALL_FONT, side / 1000)
+    for box in row.boxes:
+        x, y = round(box.x), round(box.y)
+        right, bottom = round(box.x + box.width) - 1, round(box.y + box.height) - 1
+        cv2.rectangle(shown, (x, y), (max(x, right), max(y, bottom)), COLOUR, thick)
+        _write(shown, f"{box.score:.2f}", (x, max(y - 2 * thick, round(25 * font))), font, thick)
+    _write(shown, f"{row.probability or 0.0:.3f}", (2, round(25 * font)), font, thick)
+    return shown
+
+
+def _write(picture: Picture, text: str, where: tuple[int, int], font: float, thick: int) -> None:
+    cv2.putText(picture, text, where, cv2.FONT_HERSHEY_SIMPLEX, font, COLOUR, thick, cv2.LINE_AA)

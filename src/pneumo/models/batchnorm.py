@@ -1,0 +1,321 @@
+"""Batch norm of a model that is trained on several ranks: over which images its statistics are taken, in three modes.
+
+Plain batch norm takes them over the images that a rank happens to have, so the number of ranks changes the training.
+`sync` takes them over the whole global batch, at the price of two small sums a layer and step. `ghost` takes them over
+groups of images that are the same however many ranks there are, and communicates nothing. `local` is the plain one.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 -- the name that everybody uses
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pneumo.errors import PneumoError
+
+Mode = Literal["sync", "ghost", "local"]
+SmallSum = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Norms:
+    """The batch-norm layers of a model in one mode; it is told of each batch before the forward pass.
+
+    Every nn.BatchNorm2d of `model` is converted in place and keeps its names, parameters and buffers: a state_dict is
+    that of the plain model. Inputs are float32 or float64. `small_sum` sums a contiguous CPU tensor in place over the
+    `ranks` ranks and returns it, the same on each of them. On one rank `sync` and `local` leave the plain layers as
+    they are. Raises PneumoError for batch norm of other kinds: see `_check`.
+    """
+
+    def __init__(self, model: nn.Module, mode: Mode, small_sum: SmallSum, ranks: int) -> None:
+        self._share = _Share(small_sum, ranks)
+        found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+        for name, layer in found:
+            _check(name, layer)
+        if ranks > 1 or mode == "ghost":
+            for _, layer in found:
+                _convert(layer, _KINDS[mode], self._share)
+        self._layers = _layers(model)
+
+    def of_batch(self, lengths: Sequence[int], groups: int) -> None:
+        """Say what the coming batch is: this rank's images of each virtual group, in order, and the groups of all ranks
+        that have images.
+
+        A rank with no images has lengths that add up to 0, and runs the model on one blank image, which leaves no trace
+        in statistics and gradients. Only `ghost` makes a difference between the groups of a rank.
+        """
+        self._share.lengths, self._share.groups = [length for length in lengths if length], groups
+        assert groups >= max(1, len(self._share.lengths)), f"{list(lengths)} are more than {groups} groups"
+
+    def settle(self, model: nn.Module | None = None) -> None:
+        """Make the running statistics of all ranks equal: the model's, or those of `model`, a copy of it. Collective.
+
+        It has to come before the model is evaluated or written. `ghost` then has what one rank with all groups would
+        have, also in a copy whose buffers are averages of the model's over time; `local` has the mean over the ranks.
+        For `sync` there is nothing to do.
+        """
+        layers = self._layers if model is None else _layers(model)
+        unequal = [layer for layer in layers if not isinstance(layer, _SyncNorm)]
+        if unequal and self._share.ranks > 1:
+            buffers = [buffer for layer in unequal for buffer in (layer.running_mean, layer.running_var)]
+            sums = self._share.sum(torch.cat([buffer.double() for buffer in buffers]))
+            parts = torch.split_with_sizes(sums.div_(self._share.ranks), [len(buffer) for buffer in buffers])
+            torch._foreach_copy_(buffers, parts)
+        for layer in unequal:
+            layer.settled = True
+
+
+def plain(model: nn.Module) -> None:
+    """Make every converted layer an nn.BatchNorm2d again, in place; its statistics have been settled.
+
+    Raises PneumoError for a layer that FSDP has sharded by itself, which only a state_dict can leave.
+    """
+    for layer in _layers(model):
+        assert layer.settled, "running statistics that differ between ranks have to be settled"
+        _convert(layer, nn.BatchNorm2d, None)
+
+
+class _Share:
+    """What all layers of a model know: the coming batch, and how to reach the other ranks. Copies of the model share
+    it: what reaches the ranks cannot be copied.
+    """
+
+    def __init__(self, small_sum: SmallSum, ranks: int) -> None:
+        self._small_sum, self.ranks = small_sum, ranks
+        self.lengths: list[int] = []  # of the groups with images on this rank
+        self.groups = 0
+
+    def __deepcopy__(self, _memo: Any) -> "_Share":
+        return self
+
+    def check(self, images: int) -> None:
+        """Batches that are not the announced ones would silently be normalised as something else."""
+        announced = sum(self.lengths)
+        assert images == (announced or 1), f"batch norm got {images} images where {announced} were announced"
+
+    def sum(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the ranks, on the CPU. Collective."""
+        return self._small_sum(numbers.cpu())
+
+
+class _Norm(nn.BatchNorm2d):
+    """A converted layer. Its parameters may be sharded between the passes: they are looked up in each one."""
+
+    momentum: float
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    share: _Share
+    settled: bool
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the normalised images, shape (b, C, h, w) like the input, in its memory format."""
+        if not self.training:
+            assert self.settled, "running statistics that differ between ranks have to be settled"
+            return super().forward(input)
+        self.share.check(len(input))
+        self.num_batches_tracked.add_(1)
+        return self.over_images(_dense(input))
+
+    def over_images(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise in training, and keep the running statistics."""
+        raise NotImplementedError
+
+    def of_blank(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise a blank image by itself: whatever the running statistics are, its activations stay finite.
+
+        This is below F.batch_norm, which refuses a single pixel.
+        """
+        return torch.batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
+
+
+class _LocalNorm(_Norm):
+    """Statistics of this rank's images."""
+
+    def over_images(self, x: torch.Tensor) -> torch.Tensor:
+        self.settled = False
+        if not self.share.lengths:
+            return self.of_blank(x)
+        buffers = self.running_mean, self.running_var
+        return F.batch_norm(x, *buffers, self.weight, self.bias, True, self.momentum, self.eps)
+
+
+class _GhostNorm(_Norm):
+    """Statistics of each virtual group by itself, so that they are the same on whatever rank the group is.
+
+    Serial's running statistics move, at each step, towards the mean over all G groups:
+
+        serial <- (1 - m) serial + m (s_1 + ... + s_G) / G
+
+    Rank r of R sees only its own groups, and keeps r <- (1 - m) r + m R (sum of its own s) / G. Both are linear, and
+    the mean of the ranks' sums times R is the sum over all groups: so the mean over the ranks equals serial's at every
+    step, whether or not the ranks were made equal in between, and however empty some shares are. A rank's own running
+    statistics mean nothing before that. Variances are unbiased within their group. `num_batches_tracked` counts steps.
+    """
+
+    def over_images(self, x: torch.Tensor) -> torch.Tensor:
+        self.settled = self.share.ranks == 1
+        lengths = self.share.lengths
+        for length in lengths:
+            _refuse_single(length * x.shape[2] * x.shape[3])
+        statistics = self.running_mean.new_zeros(2, len(lengths), self.num_features)
+        y = _Ghost.apply(x, self.weight, self.bias, statistics, lengths, self.eps) if lengths else self.of_blank(x)
+        buffers = [self.running_mean, self.running_var]
+        torch._foreach_mul_(buffers, 1 - self.momentum)
+        weight = self.momentum * self.share.ranks / self.share.groups
+        torch._foreach_add_(buffers, statistics.sum(1).unbind(), alpha=weight)
+        return y
+
+
+class _Ghost(torch.autograd.Function):
+    """Batch norm of groups of images, each by the native kernels on a slice of the batch, in any memory format."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor,
+        statistics: torch.Tensor,
+        lengths: list[int],
+        eps: float,
+    ) -> torch.Tensor:
+        """Normalise; `statistics`, zeros of shape (2, groups, C), gets the groups' means and unbiased variances."""
+        y, saved = torch.empty_like(x), torch.empty_like(statistics)
+        parts = zip(*(torch.split_with_sizes(whole, lengths) for whole in (x, y)), *statistics, *saved, strict=True)
+        for images, out, mean, variance, save_mean, save_invstd in parts:
+            outs = out, save_mean, save_invstd
+            torch.native_batch_norm(images, weight, bias, mean, variance, True, 1.0, eps, out=outs)
+        ctx.save_for_backward(x, weight, saved)
+        ctx.lengths, ctx.eps = lengths, eps
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, saved = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[:3])
+        dy = _formatted(gradients[0], x)
+        parts = zip(*(torch.split_with_sizes(whole, ctx.lengths) for whole in (dy, x)), *saved, strict=True)
+        found = [
+            torch.ops.aten.native_batch_norm_backward(
+                gradient, images, weight, None, None, *stats, True, ctx.eps, wanted
+            )
+            for gradient, images, *stats in parts
+        ]
+        dx, dweight, dbias = zip(*found, strict=True)
+        return (
+            (torch.cat(dx) if len(dx) > 1 else dx[0]) if wanted[0] else None,
+            torch.stack(dweight).sum(0) if wanted[1] else None,
+            torch.stack(dbias).sum(0) if wanted[2] else None,
+            *(None, None, None),
+        )
+
+
+class _SyncNorm(_Norm):
+    """Statistics of all images of all ranks, each value with equal weight."""
+
+    def over_images(self, x: torch.Tensor) -> torch.Tensor:
+        return _Sync.apply(x, self.weight, self.bias, self)  # type: ignore[no-any-return]
+
+    def statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Return mean and biased variance (C,) of all ranks' values, and how many values a channel has over all ranks;
+        the running statistics take their step. Collective.
+
+        Means and squares travel as distances from the running mean, which all ranks have alike, in float64. The squares
+        about a rank's own mean come from the native kernel, so nothing is lost but in the spread of the ranks' means:
+        1e-16 (distance / deviation)^2 of the variance, which is less than the rounding of float32 images.
+        """
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        offset = mean.double().sub_(self.running_mean)
+        sums = torch.cat((offset, offset.square().add_(variance), offset.new_ones(1)))
+        sums = self.share.sum(sums.mul_(x.numel() // self.num_features if self.share.lengths else 0))
+        count = sums[-1].item()
+        _refuse_single(count)
+        offset, square = sums.div_(count)[:-1].to(x.device).view(2, -1)
+        square.addcmul_(offset, offset, value=-1).clamp_(min=0)
+        mean = (offset + self.running_mean).to(x.dtype)
+        self.running_mean.add_(offset, alpha=self.momentum)
+        self.running_var.mul_(1 - self.momentum).add_(square, alpha=self.momentum * count / (count - 1))
+        return mean, square.to(x.dtype), count
+
+
+class _Sync(torch.autograd.Function):
+    """Batch norm by statistics over the ranks. With xhat = (x - mean) invstd and sums over all ranks' n values,
+
+        dx = weight invstd (dy - sum(dy) / n - xhat sum(dy xhat) / n),   dweight = sum(dy xhat),   dbias = sum(dy).
+
+    The gradients of weight and bias are this rank's sums, as those of every other layer are.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, layer: _SyncNorm) -> torch.Tensor:
+        """Normalise."""
+        mean, variance, ctx.count = layer.statistics(x)
+        ctx.save_for_backward(x, weight, mean, variance)
+        ctx.share, ctx.blank, ctx.eps = layer.share, not layer.share.lengths, layer.eps
+        return F.batch_norm(x, mean, variance, weight, bias, eps=layer.eps)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, variance = ctx.saved_tensors
+        dy = _formatted(gradients[0], x)
+        _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
+            dy, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+        )
+        if ctx.blank:
+            dweight, dbias = torch.zeros_like(dweight), torch.zeros_like(dbias)
+        if not ctx.needs_input_grad[0]:  # the same on all ranks, since the model is
+            return None, dweight, dbias, None
+        sums = ctx.share.sum(torch.stack((dweight, dbias)).double())
+        if ctx.blank:
+            return torch.zeros_like(x), dweight, dbias, None
+        scale = (variance + ctx.eps).rsqrt_().mul_(weight)
+        slope, constant = sums.div_(-ctx.count).to(x.device, x.dtype).mul_(scale)
+        dx = F.batch_norm(x, mean, variance, slope, constant, eps=ctx.eps)  # slope xhat + constant, in one pass
+        return dx.addcmul_(dy, scale.view(-1, 1, 1)), dweight, dbias, None
+
+
+_KINDS: dict[Mode, type[_Norm]] = {"sync": _SyncNorm, "ghost": _GhostNorm, "local": _LocalNorm}
+
+
+def _layers(model: nn.Module) -> list[_Norm]:
+    """The converted layers."""
+    return [layer for layer in model.modules() if isinstance(layer, _Norm)]
+
+
+def _check(name: str, layer: _BatchNorm) -> None:
+    """Raise PneumoError for what no mode is written for: it would go on with the statistics of a rank."""
+    whole = layer.weight is not None and layer.bias is not None and layer.running_mean is not None
+    if type(layer) is not nn.BatchNorm2d or not whole or layer.momentum is None:
+        raise PneumoError(
+            f"batch norm {name!r} is {layer}: "
+            "only nn.BatchNorm2d with weight, bias, running statistics and momentum can be used here."
+        )
+
+
+def _convert(layer: Any, kind: type[nn.BatchNorm2d], share: _Share | None) -> None:
+    """Make a layer one of another kind; the object stays, with its parameters, buffers and hooks."""
+    if type(layer) not in (nn.BatchNorm2d, *_KINDS.values()):
+        raise PneumoError(f"{type(layer).__name__} is sharded: load its full state into a new model instead.")
+    layer.__class__ = kind
+    if share is None:
+        del layer.share, layer.settled
+    else:
+        layer.share, layer.settled = share, True
+
+
+def _refuse_single(count: float) -> None:
+    """Raise PneumoError for a single value a channel, which has no variance; so does torch."""
+    if count <= 1:
+        raise PneumoError(f"batch norm needs more than {count:g} value(s) a channel in training; use larger batches.")
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """The same values in one of the two memory formats that the kernels are fast for."""
+    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
+
+
+def _formatted(gradient: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """The gradient in the memory format of x, which the kernels want."""
+    return gradient.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)

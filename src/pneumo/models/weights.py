@@ -1,0 +1,177 @@
+"""The detector's weights: read from files that may be anybody's, fitted to one class, written for everybody."""
+
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pneumo.errors import Refused
+from pneumo.models.pickles import ADVICE, read_tensors
+from pneumo.study.results import write_atomic
+
+State = Mapping[str, torch.Tensor]
+
+_CLASS_BRANCH = ".cv3."  # the head's part whose widths, not only its ends, depend on the number of classes
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """A tensor of the network that stays as it was initialised; `theirs` is None where the weights lack it."""
+
+    name: str
+    ours: tuple[int, ...]
+    theirs: tuple[int, ...] | None
+
+    @property
+    def layer(self) -> str:
+        """The part of the head's class branch that it belongs to, such as model.22.cv3.0.2."""
+        return ".".join(self.name.split(".")[:5])
+
+    @property
+    def shapes(self) -> str:
+        """Both shapes, for a user."""
+        found = "absent" if self.theirs is None else _shape(self.theirs)
+        return f"{_shape(self.ours)} here, {found} there"
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What `fit` did: the names of what was taken, what stays initialised, and names that the network has not."""
+
+    taken: tuple[str, ...]
+    initialised: tuple[Misfit, ...]
+    unknown: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """What a user is told."""
+        count = len(self.taken) + len(self.initialised)
+        if not self.initialised:
+            return f"All {count} tensors of the detector were taken from the weights."
+        layers: dict[str, str] = {}
+        for misfit in self.initialised:
+            layers.setdefault(misfit.layer, f"{misfit.layer} ({misfit.shapes})")
+        return (
+            f"{len(self.taken)} of the detector's {count} tensors were taken from the weights; these layers do not fit "
+            f"one class and are initialised: {', '.join(layers.values())}."
+        )
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a YOLOv8 detector: a checkpoint of Ultralytics, or a .safetensors file of ours.
+
+    Returns them by the names of the network's state_dict, floating-point ones as float32. Nothing in the file is
+    executed. Raises Refused where it is neither, with what it is where that can be told.
+    """
+    return _read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        found: dict[str, torch.Tensor] = load(path.read_bytes())
+    except OSError as error:
+        raise Refused(f"{path} cannot be read ({error.strerror}); {ADVICE}.") from None
+    except SafetensorError:
+        raise Refused(f"{path} is no safetensors file, or only a part of one; {ADVICE}.") from None
+    return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def fit(network: nn.Module, weights: State) -> Fitted:
+    """Load into a network of `yolov8.build` the weights that have its names and shapes.
+
+    What depends on the number of classes may differ and then stays initialised. Raises Refused where anything else
+    does: such weights are of another network.
+    """
+    ours = network.state_dict()
+    fits = {name: value for name, value in weights.items() if name in ours and value.shape == ours[name].shape}
+    misfits = [
+        Misfit(name, tuple(value.shape), tuple(weights[name].shape) if name in weights else None)
+        for name, value in ours.items()
+        if name not in fits
+    ]
+    wrong = [misfit for misfit in misfits if _CLASS_BRANCH not in misfit.name]
+    if wrong:
+        first = f"{wrong[0].name} ({wrong[0].shapes})"
+        raise Refused(f"The weights are not YOLOv8n's: {first} and {len(wrong) - 1} more do not fit; {ADVICE}.")
+    network.load_state_dict(fits, strict=False)
+    return Fitted(tuple(fits), tuple(misfits), tuple(name for name in weights if name not in ours))
+
+
+def write_pt(weights: State, path: Path, *, size: int, now: datetime | None = None) -> None:
+    """Write the whole state of a network of `yolov8.build` as a checkpoint that `ultralytics.YOLO(path)` loads.
+
+    It is in float32, of Ultralytics' and torch's own classes alone, and predicts at `size` pixels unless told
+    otherwise. Written atomically. Raises Refused where the state is not whole, PneumoError where the file cannot be
+    written.
+    """
+    from pneumo.models.yolov8 import VERSION
+
+    network = _plain(weights).requires_grad_(False)
+    unused = dict.fromkeys(("best_fitness", "ema", "updates", "optimizer", "scaler"))
+    checkpoint = {
+        "epoch": -1,  # finished, not one to go on from
+        "model": network,
+        **unused,
+        "train_args": {"task": "detect", "imgsz": size},
+        "date": (now or datetime.now(UTC)).isoformat(),
+        "version": VERSION,
+        "license": "AGPL-3.0 License (https://ultralytics.com/license)",
+        "docs": "https://docs.ultralytics.com",
+    }
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    write_atomic(path, buffer.getvalue())
+
+
+def write_onnx(weights: State, path: Path, *, size: int) -> None:
+    """Write the whole state of a network of `yolov8.build` as ONNX: images (b, 3, size, size) in [0, 1] to (b, 5, a).
+
+    The answer is that of evaluation mode, before the suppression. Raises Refused where the package `onnx`, which
+    nothing else of ours needs, is not installed, and otherwise as `write_pt`.
+    """
+    from pneumo.models.yolov8 import CHANNELS
+
+    try:
+        import onnx  # noqa: F401 -- torch needs it, and says so less clearly
+    except ImportError:
+        raise Refused("Writing ONNX needs the package onnx; install it with pip install onnx.") from None
+    network: Any = _plain(weights)
+    network.model[-1].export = True  # the answer alone, without the maps
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter, and about sizes that are constants here
+        torch.onnx.export(
+            network,
+            (torch.zeros(1, CHANNELS, size, size, dtype=torch.float32),),
+            buffer,  # type: ignore[arg-type]  # which takes it, whatever it says
+            input_names=["images"],
+            output_names=["boxes"],
+            dynamic_axes={"images": {0: "batch"}, "boxes": {0: "batch"}},
+            dynamo=False,  # the other one needs yet another package
+        )
+    write_atomic(path, buffer.getvalue())
+
+
+def _plain(weights: State) -> nn.Module:
+    """Ultralytics' own network with this state, in float32 and evaluation mode."""
+    from pneumo.models.yolov8 import plain
+
+    with torch.random.fork_rng(devices=[]):  # what it is initialised with is overwritten
+        network = plain().float().eval()
+    fitted = fit(network, weights)
+    if fitted.initialised:
+        raise Refused(f"The weights are not a whole detector's: {fitted.initialised[0].name} does not fit; {ADVICE}.")
+    return network
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"

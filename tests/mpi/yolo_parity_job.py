@@ -1,0 +1,39 @@
+"""Under mpirun: the detector's first steps on every backend in float64, and prints the losses as JSON.
+
+Arguments: the numbers of ranks, with commas; the global batch; the number of images; the mode of batch norm; the
+backends, with commas.
+"""
+
+import json
+import sys
+
+from parity_job import here, run
+
+from pneumo import process
+from pneumo.config import Study
+from pneumo.world import World
+
+STEPS = 12
+
+if __name__ == "__main__":
+    process.keep_memory()
+    process.stay_offline()
+    process.limit_threads(1)
+    with World.start() as world:
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+        ranks, batch, count, batch_norm, backends = sys.argv[1:]
+        study = Study(
+            model="yolo",
+            batch_norm=batch_norm,  # type: ignore[arg-type]  # checked by who calls
+            ranks=tuple(map(int, ranks.split(","))),
+            global_batch=int(batch),
+            size=64,
+            threads=1,
+            comm=("gloo", "pneumo"),
+            backends=here(backends.split(",")),
+        )
+        found = run(world, study, int(count), STEPS)
+        if world.rank == 0:
+            print("RESULT " + json.dumps(found))
