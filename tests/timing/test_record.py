@@ -80,3 +80,25 @@ def test_what_was_over_before_nobody_waited_for(to_the_end: bool) -> None:
     assert calls[0].wait_begin_ns == calls[0].wait_end_ns == 20 * MS
     assert in_ms(phases, "comm") == (0, 0, 0)
     assert in_ms(phases, "backward") == (25, 25, 0)
+
+
+def test_a_small_sum_between_two_buckets_is_blocked_by_itself() -> None:
+    """Statistics of batch norm travel in the midst of a backward pass whose buckets are under way."""
+    told, small = Told(stamps=iter([(10, 10, 0), (30, 30, 0), (34, 30, 0), (50, 46, 0), (90, 46, 0)])), Told()
+    recorder = Recorder(told.now, source=told, small=small, delay_s=60.0)
+    recorder.mark()
+    buckets = [Collective(i, "allreduce", "float32", 1, "all", 0, None, end * MS) for i, end in enumerate((32, 80))]
+    told.calls = list(buckets)
+    with recorder.blocking(recorder.small):  # not held up by what is injected into the transport
+        call = Collective(0, "allreduce", "float64", 8, "small", 31 * MS, None, 33 * MS)
+        small.calls = [call]
+    recorder._delayed = True  # the transport has had its delay
+    recorder.mark()
+    recorder.waited(to_the_end=True)
+    assert (call.wait_begin_ns, call.wait_end_ns) == (30 * MS, 34 * MS)
+    assert [(b.wait_begin_ns, b.wait_end_ns) for b in buckets] == [(50 * MS, 50 * MS), (50 * MS, 90 * MS)]
+    taken, waits = recorder.take()
+    assert taken == [call, *buckets]
+    whole = Span("backward", Stamp(0, 0, 0), Stamp(90 * MS, 46 * MS, 0))
+    phases = carve(whole, [whole], waits)[1]
+    assert in_ms(phases, "comm") == (44, 0, 0)

@@ -23,7 +23,8 @@ class YoloTask(Task):
 
     Ultralytics divides a batch's loss by the sum of its target scores. Here the loss is the plain sum and the gradients
     are divided by the sum over the whole batch, which travels while the backward pass runs: any division of a batch
-    among ranks gives the same gradients. They are as large as Ultralytics' on one device: its loss times the images.
+    among ranks gives the same gradients. They are Ultralytics' own on one device, but for its factor of the images in a
+    batch, which AdamW does not see.
     """
 
     with_boxes = True
