@@ -21,7 +21,8 @@ MOST_BY_DEFAULT = 64  # images of a global step that nobody asked for
 class Run:
     """One training: identified in a result by its number, and by (backend, comm, ranks, threads).
 
-    `groups` are the virtual groups of a global batch, as many for any number of ranks, which divides them.
+    `groups` are the virtual groups of a global batch, as many for any number of ranks, which divides them; 0 is one a
+    rank.
     """
 
     run: int
@@ -32,7 +33,7 @@ class Run:
     threads: int
     global_batch: int
     device: str
-    groups: int = 1
+    groups: int = 0
 
     def __str__(self) -> str:
         comm = "" if self.comm == "none" else f"/{self.comm}"

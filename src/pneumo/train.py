@@ -99,7 +99,8 @@ class Training:
         recorder.delay_s = self._disturbance.delay_s("comm")
         self._small_sum = groups.small_sum(self.comm)
         timed_sum = TimedSum(self._small_sum, recorder)
-        team = Team(run.ranks, run.groups, timed_sum, timed_sum.begin)
+        self._groups = run.groups or run.ranks
+        team = Team(run.ranks, self._groups, timed_sum, timed_sum.begin)
         self._task = models.load(run.model)(study.settings, team)
         self._backend = backends.load(run.backend)(place, recorder)
         self._loader = self._make_loader(run.global_batch)
@@ -116,7 +117,7 @@ class Training:
             world_size=self.run.ranks,
             augment=True,
             boxes=self._task.with_boxes,
-            groups=max(1, self.run.groups * global_batch // self.run.global_batch),
+            groups=max(1, self._groups * global_batch // self.run.global_batch),
         )
 
     @property
