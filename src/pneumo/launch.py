@@ -1,8 +1,6 @@
 """python -m pneumo.launch: the study, from the data to the printed comparison, in one MPI world."""
 
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import msgspec
 
 from pneumo import machine, places, process
+from pneumo.command import leave
 from pneumo.config import Command, Study, parse
 from pneumo.errors import PneumoError, Refused
 from pneumo.job import Job
@@ -244,8 +243,4 @@ def _describe(world: World, plan: Plan) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    code = main()
-    if code:
-        time.sleep(0.2)  # the first rank that leaves with an error makes the launcher kill those still leaving
-    sys.exit(code)
+    leave(main)

@@ -100,7 +100,7 @@ class Training:
         self._small_sum = groups.small_sum(self.comm)
         timed_sum = TimedSum(self._small_sum, recorder)
         self._groups = run.groups or run.ranks
-        team = Team(run.ranks, self._groups, timed_sum, timed_sum.begin)
+        team = Team(run.ranks, timed_sum, timed_sum.begin)
         self._task = models.load(run.model)(study.settings, team)
         self._backend = backends.load(run.backend)(place, recorder)
         self._loader = self._make_loader(run.global_batch)

@@ -60,7 +60,7 @@ def test_an_empty_share_adds_nothing_and_takes_part() -> None:
 
         return Pending()
 
-    task = YoloTask(Settings(SIZE, 1e-3, "ghost"), Team(2, 2, lambda tensor: tensor, summed))
+    task = YoloTask(Settings(SIZE, 1e-3, "ghost"), Team(2, lambda tensor: tensor, summed))
     torch.manual_seed(1)
     model = task.build().train()
     empty = Share(torch.zeros(0, 1, SIZE, SIZE), torch.zeros(0), (), [0], 1, 3)
@@ -75,7 +75,7 @@ def test_an_empty_share_adds_nothing_and_takes_part() -> None:
 def test_groups_do_not_see_each_other() -> None:
     """With ghost statistics a batch of two groups has the summed loss of the two by themselves."""
     torch.manual_seed(1)
-    task = YoloTask(Settings(SIZE, 1e-3, "ghost"), Team(1, 2))
+    task = YoloTask(Settings(SIZE, 1e-3, "ghost"))
     model = task.build().train()
     whole = share(4, groups=2)
     together = float(task.loss(model, whole).detach())

@@ -1,16 +1,12 @@
 """mpirun -n 2 python -m pneumo.bench NAME: what the README claims, measured on this machine."""
 
-import signal
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pneumo import places, process
+from pneumo import command, places, process
 from pneumo.bench.options import Options, load, parse
-from pneumo.errors import Refused
-from pneumo.world import World, in_world, speaks
+from pneumo.world import World, in_world
 
 if TYPE_CHECKING:
     from pneumo.bench.findings import Findings
@@ -18,14 +14,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a benchmark; returns the exit code: 0 done, 1 it failed, 2 refused."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    asked, refused = None, None
-    try:
-        if {"--help", "-h"} & set(arguments) and not speaks():
-            return 0  # of several ranks the first one speaks
-        asked = parse(arguments)
-    except Refused as error:
-        refused = error
+    asked, refused = command.read(parse, argv)
     if asked is None and refused is None:
         return 0
     process.keep_memory()
@@ -53,8 +42,4 @@ def _finish(findings: "Findings", json: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    code = main()
-    if code:
-        time.sleep(0.2)  # the first rank that leaves with an error makes the launcher kill those still leaving
-    sys.exit(code)
+    command.leave(main)

@@ -1,16 +1,14 @@
 """python -m pneumo.detect WEIGHTS FILES...: a trained model on DICOM, PNG or JPEG files, alone or under mpirun."""
 
-import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from pneumo import collective, machine, places, process
+from pneumo import collective, command, machine, places, process
 from pneumo.detect.options import Request, parse
 from pneumo.errors import PneumoError, Refused
-from pneumo.world import Together, World, in_world, launched, speaks
+from pneumo.world import Together, World, in_world, launched
 
 if TYPE_CHECKING:
     from pneumo.detect.answer import Row
@@ -19,14 +17,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer files; returns the exit code: 0 done, 1 failed or no file could be answered, 2 refused."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    request, refused = None, None
-    try:
-        if {"--help", "-h"} & set(arguments) and not speaks():
-            return 0  # of several ranks the first one speaks
-        request = parse(arguments)
-    except Refused as error:
-        refused = error
+    request, refused = command.read(parse, argv)
     if request is None and refused is None:
         return 0
     process.keep_memory()
@@ -142,8 +133,4 @@ def _finish(request: Request, known: "About", threshold: float, rows: "list[Row]
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    code = main()
-    if code:
-        time.sleep(0.2)  # the first rank that leaves with an error makes the launcher kill those still leaving
-    sys.exit(code)
+    command.leave(main)

@@ -34,13 +34,9 @@ class _Done:
 
 @dataclass(frozen=True, slots=True)
 class Team:
-    """The ranks that train a model together, and how they sum small CPU tensors in place; this one is a rank alone.
-
-    `groups` is the number of virtual groups that a global batch is cut into: the same for any number of ranks.
-    """
+    """The ranks that train a model together, and how they sum small CPU tensors in place; this one is a rank alone."""
 
     ranks: int = 1
-    groups: int = 1
     sum: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor
     begin_sum: Callable[[torch.Tensor], Pending] = _Done
 

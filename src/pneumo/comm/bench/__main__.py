@@ -2,17 +2,15 @@
 
 import json
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from pneumo import process
+from pneumo import command, process
 from pneumo.comm.bench.cases import ITEM_BYTES, Case, cases
 from pneumo.comm.bench.options import Options, check_places, parse
 from pneumo.errors import Refused
-from pneumo.world import Together, World, in_world, speaks
+from pneumo.world import Together, World, in_world
 
 if TYPE_CHECKING:
     from pneumo.comm.bench.libraries import Library
@@ -23,14 +21,7 @@ PROGRESS_EVERY_S = 30.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code: 0 done, 1 a library is wrong or failed, 2 refused."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options, refused = None, None
-    try:
-        if {"--help", "-h"} & set(arguments) and not speaks():
-            return 0  # of several ranks the first one speaks
-        options = parse(arguments)
-    except Refused as error:
-        refused = error
+    options, refused = command.read(parse, argv)
     if options is None and refused is None:
         return 0
     process.keep_memory()
@@ -140,8 +131,4 @@ def _progress(speaks: bool, total_s: float) -> Callable[[str], None]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    code = main()
-    if code:
-        time.sleep(0.2)  # the first rank that leaves with an error makes the launcher kill those still leaving
-    sys.exit(code)
+    command.leave(main)
