@@ -13,7 +13,7 @@ from pneumo.study.schema import Sampling
 
 @pytest.fixture(autouse=True)
 def _with_horovod(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "horovod_missing", lambda: None)
+    monkeypatch.setattr(plan, "horovod_missing", lambda _device: None)
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +134,7 @@ def test_weak_scaling_keeps_the_share_of_a_rank() -> None:
 
 
 def test_missing_horovod_is_said_and_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "horovod_missing", lambda: "not built")
+    monkeypatch.setattr(plan, "horovod_missing", lambda _device: "not built")
     made = make(Study())
     assert {m.ranks for m in made.missing} == {2, 4, 8}
     assert {m.why for m in made.missing} == {"not built"}
@@ -155,6 +155,13 @@ def test_refusals(study: Study, words: list[str]) -> None:
     with pytest.raises(Refused) as caught:
         make(study)
     assert all(word in str(caught.value) for word in words)
+
+
+def test_ranks_share_a_gpu_where_nccl_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Refused, match="4 ranks share 2 GPU"):
+        make(Study(comm=("nccl",)), size=4, gpus=2)
+    monkeypatch.setenv(plan.SHARED_GPUS, "1")
+    assert {r.device for r in make(Study(comm=("nccl",)), size=4, gpus=2).runs} == {"cuda"}
 
 
 def test_gpus_choose_nccl() -> None:

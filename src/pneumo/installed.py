@@ -55,10 +55,15 @@ def native_missing() -> str | None:
     return None if native_library() else "the native layer is not built; ./launch/setup.sh builds it"
 
 
-def horovod_missing() -> str | None:
-    """Why Horovod cannot be used, None where it can."""
+def horovod_missing(device: str = "cpu") -> str | None:
+    """Why Horovod cannot be used for tensors on a kind of device, None where it can."""
     # Looked up in files: importing any of Horovod imports torch, and threads are limited only after planning.
-    return unusable_horovod(horovod_facts(), version("torch"))
+    found = horovod_facts()
+    if why := unusable_horovod(found, version("torch")):
+        return why
+    if device == "cuda" and found is not None and "nccl" not in found["built_in"]:
+        return "the installed Horovod was built without NCCL, for CPUs; ./launch/setup.sh builds it for GPUs with nvcc"
+    return None
 
 
 def unusable_horovod(found: dict[str, Any] | None, torch: str | None) -> str | None:

@@ -1,6 +1,7 @@
 """The plan of a study in a world: which runs, on which ranks, with how many threads and images."""
 
 import math
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from pneumo.study.schema import Absent, Sampling
 WARMUP_STEPS = 2
 GROUP_IMAGES = 4  # of a virtual group, about: statistics of batch norm are taken over one
 SPAN_ROWS, ROWS_A_STEP = 100_000, 20  # rows of spans.parquet: about so many in a result, and of a rank's step
+SHARED_GPUS = "NCCL_MULTI_RANK_GPU_ENABLE"  # NCCL's own variable: 1 allows several ranks on a GPU
 MOST_BY_DEFAULT = 64  # images of a global step that nobody asked for
 
 
@@ -83,7 +85,7 @@ def make_plan(study: Study, *, world_size: int, cores: int, local_size: int, gpu
     missing: list[Absent] = []
 
     def add(backend: str, comm: str, ranks: int, run_threads: int) -> None:
-        if backend == "horovod" and (why := horovod_missing()):
+        if backend == "horovod" and (why := horovod_missing(device)):
             if study.backends is not None:
                 raise Refused(f"--backends horovod: {why}.")
             missing.append(Absent(backend=backend, comm=comm, ranks=ranks, why=why))
@@ -154,7 +156,9 @@ def _batch(study: Study, asked: Collection[int]) -> int:
 def _nccl_missing(local_size: int, gpus: int) -> str | None:
     if gpus == 0:
         return "no CUDA GPU was found"
-    return f"{local_size} ranks share {gpus} GPU(s) and need one each" if gpus < local_size else None
+    if gpus < local_size and os.environ.get(SHARED_GPUS) != "1":
+        return f"{local_size} ranks share {gpus} GPU(s) and need one each, unless {SHARED_GPUS} is 1"
+    return None
 
 
 # Why a comm of the table cannot be used by `local_size` ranks on a node with `gpus` GPUs, None where it can; what is

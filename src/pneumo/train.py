@@ -89,8 +89,9 @@ class Training:
         self._prepared = False
         if not self.active:
             return
-        device = torch.device(f"cuda:{world.local_rank}" if run.device == "cuda" else "cpu")
+        device = torch.device("cpu")
         if run.device == "cuda":
+            device = torch.device("cuda", world.local_rank % torch.cuda.device_count())
             torch.cuda.set_device(device)  # FSDP2, NCCL and `synchronize` take the current one
         self._timing = timing(torch.cuda.synchronize if run.device == "cuda" else lambda: None)
         recorder = self._timing.recorder

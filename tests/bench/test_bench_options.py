@@ -28,7 +28,7 @@ def test_flags_are_read() -> None:
         (["timing", "--seconds", "0"], "--seconds 0"),
         (["timing", "--seconds", "inf"], "--seconds inf"),
         (["timing", "--size", "30"], "--size 30"),
-        (["timing", "--global-batch", "0"], "--global-batch 0"),
+        (["timing", "--global-batch", "-1"], "--global-batch -1"),
     ],
 )
 def test_refusals(flags: list[str], words: str) -> None:

@@ -7,7 +7,7 @@ the comms of ddp and fsdp, with commas. With nccl all runs are on GPUs, one a ra
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pneumo.train import Training
 
 STEPS = 20
-ON_GPUS = ("serial", "ddp", "fsdp")  # Horovod is built for MPI, which takes no tensors of a GPU
+ON_GPUS = ("serial", "ddp", "fsdp", "fsdp-async")  # Horovod is built for MPI, which takes no tensors of a GPU
 State = Mapping[str, "torch.Tensor"]
+Look = Callable[["Training", Any, Any, int], tuple[dict[str, Any], Any]]
 
 
 @dataclass
@@ -78,8 +79,11 @@ def here(backends: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in backends if name != "horovod" or not horovod_missing())
 
 
-def run(world: World, study: Study, count: int, steps: int = STEPS) -> dict[str, Any]:
-    """Train all backends; returns, on rank 0, what `look` found of each run, by its backend, comm and ranks."""
+def run(world: World, study: Study, count: int, steps: int = STEPS, look: Look | None = None) -> dict[str, Any]:
+    """Train all backends; returns, on rank 0, what `look` (else `compare`) found of each run, by its backend, comm and
+    ranks. Its second result, of the serial run, is handed to the others.
+    """
+    look = look or compare
     from pneumo.comm.groups import Groups
     from pneumo.train import Training
 
@@ -95,7 +99,7 @@ def run(world: World, study: Study, count: int, steps: int = STEPS) -> dict[str,
     small = sorted({run.ranks for run in plan.runs})
     groups = Groups(world.comm, address=world.share(world.address), wanted=wanted, small=small)
     found: dict[str, Any] = {}
-    serial = first_state(study)
+    serial: Any = first_state(study)
     for training in [Training(r, study, store, split, world, groups) for r in plan.runs]:
         with training.awake():
             if training.active:
@@ -117,7 +121,7 @@ def first_state(study: Study) -> State:
     return models.load(study.model)(study.settings).build().state_dict()
 
 
-def look(training: "Training", held: Any, reference: State, steps: int) -> tuple[dict[str, Any], State]:
+def compare(training: "Training", held: Any, reference: State, steps: int) -> tuple[dict[str, Any], State]:
     """Train and evaluate one run, on its ranks; returns what is compared, whole on rank 0, and the trained state.
 
     The state is compared here, tensor by tensor, since it is large: `state` has the distance of each from the

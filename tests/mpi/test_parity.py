@@ -11,7 +11,7 @@ from harness import Launcher
 
 from pneumo.backends import BACKENDS, COMMS
 from pneumo.installed import horovod_missing
-from pneumo.plan import COMM_MISSING
+from pneumo.plan import COMM_MISSING, SHARED_GPUS
 
 JOB = Path(__file__).with_name("parity_job.py")
 SERIAL = "serial-none-1"
@@ -90,7 +90,10 @@ def test_one_gpu_learns_what_the_cpu_learns(mpirun: Launcher) -> None:
 
 
 @pytest.mark.gpu
-def test_gpus_with_nccl_equal_one_gpu(mpirun: Launcher) -> None:
-    n = min(gpus_or_skip(2), 4)
+def test_ranks_with_nccl_equal_one_gpu(mpirun: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU a rank, or where there is a single one, two ranks that share it."""
+    if (found := gpus_or_skip(1)) == 1:
+        monkeypatch.setenv(SHARED_GPUS, "1")
+    n = min(max(found, 2), 4)
     ranks = ",".join(str(k) for k in range(1, n + 1))
     assert_equal(results(mpirun, ranks, n, ["nccl"]), names(ranks, ["nccl"]))

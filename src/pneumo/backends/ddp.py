@@ -1,5 +1,6 @@
 """PyTorch's DistributedDataParallel over a c10d process group."""
 
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
@@ -17,6 +18,8 @@ class Ddp(Backend):
     def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer, parts: Sequence[nn.Module]) -> None:
         """Wrap the model; DDP makes the parameters equal to rank 0's. Buffers are the task's business."""
         group = self.place.group
+        # Of 1x1 kernels in channels-last format: equal memory, described by other strides of an edge of one element.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         wrapped = DistributedDataParallel(
             model, process_group=group, gradient_as_bucket_view=True, forward_sync_buffers=False
         )

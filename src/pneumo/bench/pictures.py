@@ -1,4 +1,4 @@
-"""Pictures in memory, for benchmarks that train: noise, every second one with a bright spot to learn."""
+"""Pictures in memory, for benchmarks that train: noise, every second one with a bright spot to find."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from pneumo.data.split import Split
 from pneumo.data.store import Store
+
+EDGE = 1024  # pixels of the originals, in which boxes are given
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,9 @@ class Pictures:
     def index(self) -> pd.DataFrame:
         """A row for each picture."""
         n = self.count
-        return pd.DataFrame({"row": range(n), "patient": [f"p{i}" for i in range(n)], "label": np.arange(n) % 2})
+        table = pd.DataFrame({"row": range(n), "patient": [f"p{i}" for i in range(n)], "label": np.arange(n) % 2})
+        table["boxes"] = [[[EDGE / 4] * 4] if label else [] for label in table["label"]]
+        return table.assign(rows=EDGE, columns=EDGE)
 
     def images(self, size: int) -> NDArray[np.uint8]:
         """The pictures, uint8 (count, size, size)."""

@@ -1,0 +1,103 @@
+"""Under mpirun: the detector's loss and gradients on every backend, from serial's weights at every step, as JSON.
+
+Arguments: the numbers of ranks, with commas; the global batch; the number of images; the mode of batch norm; torch's
+type; the backends, with commas.
+"""
+
+import json
+import math
+import sys
+from typing import Any
+
+import torch
+from parity_job import here, run
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from pneumo import process
+from pneumo.config import Study
+from pneumo.train import Training
+from pneumo.world import World
+
+STEPS = 4
+
+
+def look_forced(training: Training, _held: Any, reference: Any, steps: int) -> tuple[dict[str, Any], Any]:
+    """Compare a run's gradients with serial's, on its ranks, or be serial: then the second value holds, for each step,
+    the state before it and its gradients.
+
+    `apart` is, for each step, the distance of the whole gradient from serial's as a fraction of its length, `worst` the
+    same of the worst tensor.
+    """
+    is_serial = training.run.backend == "serial"
+    states = None if is_serial else training.comm.bcast(reference)
+    module, found = training._backend.module, []
+    seen: dict[str, Any] = {"losses": [], "apart": [], "worst": [], "collectives": 0}
+    module.train()
+    for step in range(steps):
+        if states is not None:
+            load(module, states[step][0])
+        state = {name: value.detach().clone() for name, value in module.state_dict().items()} if is_serial else {}
+        loss, factor, gradients = gradients_of(training, step)
+        seen["losses"].append(loss)
+        if states is None:
+            found.append((state, gradients))
+            training._recipe.adjust(factor, step / steps)
+            training._backend.optimizer.step()
+        else:
+            distances = {n: float((gradients[n] - g).norm()) for n, g in states[step][1].items()}
+            lengths = {n: float(g.norm()) for n, g in states[step][1].items()}
+            seen["apart"].append(math.hypot(*distances.values()) / math.hypot(*lengths.values()))
+            seen["worst"].append(max(d / (lengths[n] or 1.0) for n, d in distances.items()))
+            assert gradients.keys() == lengths.keys()
+        training._backend.optimizer.zero_grad()
+    return seen, found if is_serial else reference
+
+
+def gradients_of(training: Training, step: int) -> tuple[float, float, dict[str, torch.Tensor]]:
+    """The mean loss of a step over the ranks, its factor, and the whole gradients by name; as the loop has them."""
+    backend, task = training._backend, training._task
+    share = training._on_device(training._loader.batch(step))
+    total = task.loss(backend.model, share)
+    backend.backward(total / share.total)
+    backend.synchronize()
+    factor = task.factor(share)
+    loss = training.comm.allreduce(total.item()) * factor / share.total
+    return loss, factor, {n: factor * whole(p.grad) for n, p in backend.module.named_parameters() if p.grad is not None}
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor, gathered where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
+
+
+def load(module: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Set all parameters and buffers, in place."""
+    with torch.no_grad():
+        for name, value in module.state_dict().items():
+            if isinstance(value, DTensor):
+                part = distribute_tensor(state[name], value.device_mesh, value.placements, src_data_rank=None)
+                value.to_local().copy_(part.to_local())
+            else:
+                value.copy_(state[name])
+
+
+if __name__ == "__main__":
+    process.keep_memory()
+    process.stay_offline()
+    process.limit_threads(1)
+    with World.start() as world:
+        ranks, batch, count, batch_norm, dtype, backends = sys.argv[1:]
+        torch.set_default_dtype(getattr(torch, dtype))
+        study = Study(
+            model="yolo",
+            batch_norm=batch_norm,  # type: ignore[arg-type]  # checked by who calls
+            ranks=tuple(map(int, ranks.split(","))),
+            global_batch=int(batch),
+            size=64,
+            threads=1,
+            comm=("gloo", "pneumo"),
+            backends=here(backends.split(",")),
+        )
+        result = run(world, study, int(count), STEPS, look_forced)
+        if world.rank == 0:
+            print("RESULT " + json.dumps(result))
