@@ -1,12 +1,13 @@
 """Under mpirun: every backend's training with answers between its blocks and without, and prints both as JSON.
 
 Arguments: the model, the mode of batch norm, and the backends, with commas. Of each run there is what has to be equal
-to the last bit: losses, collectives of the steps, answers, and a digest of the trained state.
+to the last bit: losses, what the steps send, answers, and a digest of the trained state.
 """
 
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ def train(training: "Training", *, calibrated: bool) -> tuple[dict[str, Any], No
     rows, parts = training.evaluate(BLOCKS)
     found = {
         "losses": [[row["loss"] for row in block.steps] for block in blocks],
-        "collectives": [[[c["step"], c["group"], c["op"], c["bytes"]] for c in block.collectives] for block in blocks],
+        "sent": [sent(block.collectives) for block in blocks],
         "answers": {part: digest(scores=answered.answers.scores) for part, answered in parts.items()},
         "state": digest(**training.full_state()),
     }
@@ -45,6 +46,14 @@ def train(training: "Training", *, calibrated: bool) -> tuple[dict[str, Any], No
     if gathered is None:
         return {}, None
     return {"equal": [one for one, _ in gathered], "between": sum(count for _, count in gathered)}, None
+
+
+def sent(collectives: list[dict[str, Any]]) -> dict[str, int]:
+    """The bytes of each kind of collective in each step; in how many pieces and in what order is a matter of timing."""
+    total: Counter[str] = Counter()
+    for call in collectives:
+        total[f"step {call['step']}, {call['op']} of {call['group']}"] += call["bytes"]
+    return dict(total)
 
 
 def digest(**tensors: "torch.Tensor | Any") -> str:
