@@ -32,6 +32,9 @@ from pneumo.errors import Refused
         (["--study", "a/b"], ["--study", "a/b"]),
         (["--study", "latest"], ["--study", "latest"]),
         (["--seed", str(2**63)], ["--seed", str(2**63)]),
+        (["--patience", "-1"], ["--patience -1", "at least 0"]),
+        (["--patience", "3"], ["--patience 3", "at least 7 --blocks"]),
+        (["--patience", "8", "--blocks", "8"], ["--patience 8", "at least 10 --blocks"]),
     ],
 )
 def test_refusals_name_what_is_wrong(argv: list[str], words: list[str]) -> None:
@@ -84,6 +87,18 @@ def test_help_is_shown_by_one_rank_only(capsys: pytest.CaptureFixture[str]) -> N
     assert parse(["--help"]) is None
     shown = capsys.readouterr().out
     assert all(flag in shown for flag in ("--ranks", "--global-batch", "--dry-run"))
+
+
+def test_patience_is_off_unless_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    toml = tmp_path / "patient.toml"
+    toml.write_text("patience = 3\nblocks = 20\n")
+    for argv, expected in (([], 0), ([str(toml)], 3), ([str(toml), "--patience", "0"], 0)):
+        command = parse(argv)
+        assert command is not None
+        assert command.study.patience == expected
+    parse(["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "the weights of the stop, not the best ones" in shown
 
 
 def test_an_unknown_key_is_refused_with_the_nearest(tmp_path: Path) -> None:

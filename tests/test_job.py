@@ -1,5 +1,6 @@
 """How a job divides its steps and what it says of that, without ranks."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,10 @@ from pneumo.job import Job
 from pneumo.plan import make_plan
 
 
-def make(study: Study, train: int = 320) -> tuple[Job, list[Any], list[str]]:
+def make(study: Study, train: int = 320, calibrate: int = 10) -> tuple[Job, list[Any], list[str]]:
     """A job on rank 0 of a world of two, its trainings by name only, and what it says."""
     plan = make_plan(study, world_size=2, cores=2, local_size=2, gpus=0)
-    split = Split(np.arange(train), np.arange(10), np.arange(90))
+    split = Split(np.arange(train), np.arange(calibrate), np.arange(90))
     said: list[str] = []
     world: Any = SimpleNamespace(rank=0, total_cores=2)
     results: Any = SimpleNamespace(path=Path("/none"))
@@ -60,6 +61,21 @@ def test_epochs_that_are_too_short_for_the_blocks_are_said() -> None:
     job, trainings, _ = make(Study(backends=("serial",), ranks=(1,), epochs=1), train=4 * 32)
     assert steps(job, trainings, 2.0) == 1
     assert "1 steps to warm up, 3 blocks of 1; 1 epoch(s) have too few steps for 6 blocks" in job._describe(1, 1)
+
+
+def test_a_budget_has_room_for_the_evaluations_between_the_blocks() -> None:
+    """Of ten blocks nine times the calibration images, each run's ranks sharing them; an image is 0.4 of its step."""
+    counts = []
+    for patience in (0, 3):
+        study = Study(backends=("serial", "ddp"), ranks=(1, 2), threads=1, budget="500s", blocks=10, epochs=50)
+        job, trainings, said = make(replace(study, patience=patience), calibrate=1000)
+        counts.append(steps(job, trainings, 1.0))
+        told = "all stop early when none has got better for 3 block(s)"
+        assert (told in job._describe(len(trainings), 1)) == (patience == 3)
+        assert said == []
+    extra_s = 0.4 / 32 * 9 * 1000 * sum(1 / training.run.ranks for training in trainings)
+    assert counts[0] - counts[1] == pytest.approx(extra_s / (10 * len(trainings) * 1.0), abs=1)
+    assert counts[0] - counts[1] > 5
 
 
 @pytest.mark.parametrize(("epochs", "warmup", "count"), [(1, 4, 1), (2, 2, 3), (5, 2, 8)])

@@ -1,6 +1,6 @@
 """What a rank answered, as rows of a result's tables; boxes are matched with the true ones where they are."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumo.data.geometry import to_pixels
-from pneumo.study.boxes import detection_rows, truth_rows
+from pneumo.study.boxes import Detections, detection_rows, truth_rows
+from pneumo.study.curves import Curves
+from pneumo.study.statistics import delong
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +59,29 @@ def truths(index: "pd.DataFrame", parts: Mapping[str, Any]) -> Rows:
         for image in index.iloc[positions].itertuples()
         for row in truth_rows(image.patient, part, image.boxes)
     ]
+
+
+def auc(answered: Sequence[Found]) -> float:
+    """The AUC of what all ranks answered of one part, in which both labels occur."""
+    predictions = [row for found in answered for row in found.predictions]
+    return delong(_column(predictions, "label"), _column(predictions, "score")).value
+
+
+def map50(answered: Sequence[Found], truths: Rows) -> float:
+    """The mAP@0.5 of what all ranks answered of one part, given its rows of `truths`; not-a-number without any."""
+    predictions = [row for found in answered for row in found.predictions]
+    boxes = [row for found in answered for row in found.detections]
+    d = Detections.of(
+        {name: _column(boxes, name) for name in ("patient", "score", "hits_coco", "hits_rsna")},
+        {name: _column(predictions, name) for name in ("patient", "label")},
+        _column(truths, "patient"),
+    )
+    once = np.ones((d.truths.size, 1), dtype=np.int32)
+    return float(Curves.of(d).measure(once)["map50"][0])
+
+
+def _column(rows: Rows, name: str) -> NDArray[Any]:
+    return np.array([row[name] for row in rows])
 
 
 def _about(image: Any) -> dict[str, Any]:

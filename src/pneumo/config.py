@@ -78,6 +78,12 @@ class Study:
     "Adam's step size, the highest one where it has a schedule (0.001 for cnn, 0.002 for yolo)."
     inject: Annotated[tuple[Injection, ...], _option(_TRAIN, parse_injections)] = ()
     "Known causes of loss, as in rank=1,phase=backward,delay=20ms,cause=sleep (or compute, replicated, alone, busy)."
+    patience: Annotated[int, _option(_TRAIN)] = 0
+    (
+        "Stop all runs early, after the same block: that after which no run's AUC (of yolo mAP@0.5) on the calibration "
+        "patients has improved for this many blocks, never before 6 (0 is never). Evaluated and kept are the weights "
+        "of the stop, not the best ones."
+    )
     seed: Annotated[int, _option(_TRAIN)] = 0
     "Decides the split, the order, the augmentation and the first parameters (the built-in sample stays the same)."
 
@@ -241,6 +247,10 @@ def _check(study: Study) -> None:
             raise Refused(f"--ranks {ranks}: a run has at least 1 rank.")
     if study.ranks == () or study.backends == () or study.comm == ():
         raise Refused("--ranks, --backends and --comm need at least one value each.")
+    if study.patience:
+        from pneumo.patience import require_effect
+
+        require_effect(study.patience, study.blocks)
     if not 0 <= study.seed <= MAX_SEED:
         raise Refused(f"--seed {study.seed}: a seed is from 0 to {MAX_SEED}.")
     if not names_a_folder(study.study):

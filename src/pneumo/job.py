@@ -44,10 +44,13 @@ class Job:
         results: "ResultFolder",
         say: Progress,
     ) -> None:
+        from pneumo.early_stopping import EarlyStopping
+
         self._command, self._study, self._plan, self._world = command, command.study, plan, world
         self._store, self._split, self._results, self._say = store, split, results, say
         self._schedule = make_schedule(self._study, plan, len(split.train))
         self._sampling = make_sampling(plan, self._schedule)
+        self._stopping = EarlyStopping(self._study, self._schedule.blocks, world, store, split)
         self._sizes: dict[int, Any] = {}
         self._shares: dict[int, Shares] = {}
         self._offsets: Offsets | None = None
@@ -66,7 +69,7 @@ class Job:
         self._say("starting torch on all ranks")
         logging.getLogger("torch.distributed").setLevel(logging.ERROR)
         from pneumo.comm.groups import Groups
-        from pneumo.train import Training, order
+        from pneumo.train import Training
 
         wanted = sorted({(r.comm, r.ranks) for r in self._plan.runs if r.comm in COMMS})
         sizes = sorted({r.ranks for r in self._plan.runs})
@@ -85,20 +88,35 @@ class Job:
         for training in trainings:
             training.total_steps = self._schedule.warmup + blocks * steps
         self._say(self._describe(len(trainings), steps))
+        last = self._train_blocks(trainings, steps, offsets, begin)
+        self._say("evaluating on the validation patients")
+        world.run_on_first(self._add_truths)
+        for training in trainings:
+            self._evaluate(training, last)
+            offsets.sample()
+        for training in (*trainings, *self._shares.values()):
+            training.close()
+        groups.close()
+
+    def _train_blocks(self, trainings: "list[Training]", steps: int, offsets: "Offsets", begin: float) -> int:
+        """Advance the trainings in turn, a block each, until the last block; returns the evaluation's block.
+
+        That is the last one. Where all stop before it, it is the one that would have come next: the block that they
+        stop after has rows of kind validate already, and those of a block are accounted for from first to last.
+        """
+        from pneumo.train import order
+
+        blocks = self._schedule.blocks
         for block in range(1, blocks + 1):
             for training in order(trainings, block):
                 self._advance(training, block, steps, warmup=False)
                 offsets.sample()
                 self._say.now_and_then(self._left(block, blocks, begin))
-            world.run_on_first(self._flush)
-        self._say("evaluating on the validation patients")
-        world.run_on_first(self._add_truths)
-        for training in trainings:
-            self._evaluate(training, blocks)
-            offsets.sample()
-        for training in (*trainings, *self._shares.values()):
-            training.close()
-        groups.close()
+            self._world.run_on_first(self._flush)
+            if why := self._stopping.reason(block):
+                self._say(why)
+                return block + 1
+        return blocks
 
     def _make_shares(self, trainings: "list[Training]", *where: Any) -> "dict[int, Shares]":
         """What times the shares of a step, by the serial runs that others with as many threads are compared with."""
@@ -117,7 +135,8 @@ class Job:
         budget_s, steps, blocks = self._study.budget_s, self._schedule.steps, self._schedule.blocks
         if self._world.rank != 0 or budget_s is None:
             return steps
-        images = len(self._split.calibrate) + len(self._split.validate)
+        evaluations = 1 + sum(self._stopping.watches(block) for block in range(blocks + 1))
+        images = evaluations * len(self._split.calibrate) + len(self._split.validate)
         # A forward pass takes about a third of a step, and ranks beyond the cores gain nothing.
         cores = self._world.total_cores
         evaluate_s = sum(
@@ -140,6 +159,8 @@ class Job:
             text += f"; {plan.asked - made} of the {plan.asked} steps of {epochs} epochs are left out"
         if plan.blocks < self._study.blocks:
             text += f"; {epochs} epoch(s) have too few steps for {self._study.blocks} blocks"
+        if self._study.patience:
+            text += f"; all stop early when none has got better for {self._study.patience} block(s)"
         return text
 
     def _advance(self, training: "Training", block: int, count: int, *, warmup: bool) -> float:
@@ -155,6 +176,8 @@ class Job:
                 took = step_seconds(rows)
                 if training.run.run in self._shares:
                     self._keep(training, self._shares[training.run.run].time(block, warmup=warmup))
+                if self._stopping.watches(block):
+                    self._keep(training, self._stopping.watch(training, block))
         return took
 
     def _keep(self, training: "Training", rows: "Block") -> None:
@@ -217,7 +240,8 @@ class Job:
     def _left(self, block: int, blocks: int, begin: float) -> str:
         done = (block - 0.5) / blocks
         took = time.monotonic() - begin
-        return f"block {block} of {blocks}, about {took / done - took:.0f} s left"
+        about = "at most about" if self._stopping.watches(block) else "about"
+        return f"block {block} of {blocks}, {about} {took / done - took:.0f} s left"
 
     def write_run(self, state: Any) -> None:
         """Write run.json; on rank 0."""
@@ -276,6 +300,7 @@ class Job:
             sampling=self._sampling,
             data=self._data,
             clock=self._offsets.clock() if self._offsets else None,
+            early_stopping=self._stopping.record(),
             provenance=provenance.collect(world.mpi_version()),
         )
 

@@ -203,7 +203,7 @@ def _preprocess(study: Study, world: World, say: Progress) -> "Store":
 
 
 def _parts(study: Study, plan: Plan, index: "pd.DataFrame") -> "Split":
-    """Split the images of an index; raises Refused where they are too few or of one label, or make too few steps."""
+    """Split the images of an index; raises Refused where they are too few, of one label, or make too few steps."""
     from pneumo.data.rsna import read_mapping
     from pneumo.data.split import split
 
@@ -217,6 +217,10 @@ def _parts(study: Study, plan: Plan, index: "pd.DataFrame") -> "Split":
         mapping=mapping,
     )
     make_schedule(study, plan, len(parts.train))
+    if study.patience:
+        from pneumo.patience import require_labels
+
+        require_labels(study.patience, MODELS[study.model].answers, index["label"].to_numpy()[parts.calibrate])
     return parts
 
 

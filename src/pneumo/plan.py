@@ -197,7 +197,8 @@ def make_schedule(study: Study, plan: Plan, train_images: int) -> Schedule:
 
     The epochs are those of the run with the smallest batch. Where they alone decide, the remainder of the division
     goes to the warm-up, so that they are kept; with a budget, which may shorten the blocks anyway, it is dropped. With
-    too few steps for all blocks there are fewer of them; raises Refused where none would be left to time.
+    too few steps for all blocks there are fewer of them; raises Refused where none would be left to time, or too few
+    for --patience to act.
     """
     batch = min(run.global_batch for run in plan.runs)
     asked = study.most_epochs * -(-train_images // batch)
@@ -208,6 +209,10 @@ def make_schedule(study: Study, plan: Plan, train_images: int) -> Schedule:
             f"{train_images} training images in batches of {batch} make a single step, which leaves none to time after "
             "the warm-up; ask for more --epochs, or a smaller batch."
         )
+    if study.patience:
+        from pneumo.patience import require_effect
+
+        require_effect(study.patience, blocks)
     steps = (asked - warmup) // blocks
     if study.budget_s is None:
         warmup = asked - blocks * steps

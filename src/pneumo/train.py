@@ -1,7 +1,7 @@
 """The training loop. There is one, for every model and backend."""
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from pneumo.world import World
 Row = dict[str, Any]
 EVALUATION_BATCH = 50
 FIRST_ALONE = 1 << 33  # what is done alone is numbered from, before the step of that number less this
+FIRST_BETWEEN = 1 << 34  # what is answered between two blocks is numbered from, beyond all training steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,15 +238,33 @@ class Training:
         Returns the timed rows and the answers of this rank to each part. Every image is answered once; all ranks take
         part in the same number of batches.
         """
-        self._backend.model.eval()
         rows = Block()
-        with torch.no_grad(), self._recipe.averaged():
-            self._task.settle()
-            parts = {part: self._answer(rows, part, block) for part in ("calibrate", "validate")}
+        with self._evaluated():
+            parts = {part: self._answer(rows, part, block, self.next_step) for part in ("calibrate", "validate")}
         return rows, parts
 
-    def _answer(self, rows: Block, part: str, block: int) -> Answered:
-        """Answer the images of one part; a timed row for each batch."""
+    def calibrate(self, block: int) -> tuple[Block, Answered]:
+        """Answer the calibration images after a block of training, which then goes on as if nothing had been asked.
+
+        Returns as `evaluate`. All ranks begin together, so that no row lies within a training step of another rank.
+        """
+        rows = Block()
+        self.comm.Barrier()
+        with self._evaluated():
+            answered = self._answer(rows, "calibrate", block, FIRST_BETWEEN)
+        return rows, answered
+
+    @contextmanager
+    def _evaluated(self) -> Iterator[None]:
+        """Inside, the model is the one that is evaluated and kept, alike on all ranks; afterwards all is as before."""
+        self._backend.model.eval()
+        with torch.no_grad(), self._recipe.averaged(), _kept(self._backend.module.buffers()):
+            self._task.settle()
+            yield
+        self._backend.evaluated()
+
+    def _answer(self, rows: Block, part: str, block: int, first: int) -> Answered:
+        """Answer the images of one part; a timed row for each batch, numbered from `first`."""
         batches = evaluation(
             self._store,
             getattr(self._split, part),
@@ -270,9 +289,8 @@ class Training:
             positions.append(batch.samples)
             scores.append(found.scores)
             boxes += found.boxes
-            step = self.next_step + self._batches_answered
+            self._end_step(rows, first + self._batches_answered, block, kind="validate", images=len(images))
             self._batches_answered += 1
-            self._end_step(rows, step, block, kind="validate", images=len(images))
         answered = Answered(np.concatenate(positions), Answers(np.concatenate(scores), tuple(boxes)))
         self._check_answered(part, len(answered.positions))
         return answered
@@ -309,6 +327,17 @@ class Training:
         if self.active:
             self._backend.close()
             self._timing.close()
+
+
+@contextmanager
+def _kept(tensors: Iterable[torch.Tensor]) -> Iterator[None]:
+    """What happens to the tensors inside is undone."""
+    before = [(tensor, tensor.clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, value in before:
+            tensor.copy_(value)
 
 
 def order(trainings: list[Training], block: int) -> list[Training]:

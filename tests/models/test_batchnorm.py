@@ -380,6 +380,20 @@ def test_an_average_over_time_settles_as_the_model_does() -> None:
             assert_close(found[name], value, 1e-12)
 
 
+@pytest.mark.parametrize("mode", get_args(Mode))
+@given(cases())
+@settings(deadline=None, max_examples=20)
+def test_settling_in_between_changes_no_bit_of_what_is_trained(mode: Mode, case: Case) -> None:
+    """Outputs and gradients of every later step are the same, whether statistics were settled before or not."""
+    for often, never in zip(
+        train(replace(case, settled=(True,) * STEPS), mode),
+        train(replace(case, settled=(False,) * STEPS), mode),
+        strict=True,
+    ):
+        for settled, unsettled in zip(often[:-1], never[:-1], strict=True):
+            assert all(torch.equal(value, unsettled[name]) for name, value in settled.items())
+
+
 @pytest.mark.parametrize("mode", ["sync", "local"])
 def test_one_rank_keeps_the_plain_layer(mode: Mode) -> None:
     layer = nn.BatchNorm2d(3)

@@ -2,6 +2,7 @@
 # mypy: disable-error-code="import-untyped"
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from pneumo.study.results import (
     table_schema,
     write_atomic,
 )
-from pneumo.study.schema import PHASES, RunFile, Summary
+from pneumo.study.schema import PHASES, EarlyStopping, RunFile, Summary
 from pneumo.study.summary import summarize
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -154,6 +155,19 @@ def test_json_round_trip(tmp_path: Path) -> None:
     text = (path / "summary.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
+
+
+def test_figures_of_early_stopping_come_back_and_older_results_have_none(tmp_path: Path) -> None:
+    found = EarlyStopping(patience=3, blocks=9, figure="AUC", figures={0: [0.5, math.nan], 2: [0.25, 1.0]})
+    path = synthetic.write_result(tmp_path, synthetic.DEFAULT_RUNS[:1], early_stopping=found)
+    record = load_run(path).early_stopping
+    assert record is not None
+    assert record.figures == {0: [0.5, None], 2: [0.25, 1.0]}
+    assert record.sentence is None
+    content = json.loads((path / "run.json").read_text())
+    del content["early_stopping"]
+    (path / "run.json").write_text(json.dumps(content))
+    assert load_run(path).early_stopping is None
 
 
 @pytest.mark.parametrize("where", [(), ("runs", 0), ("data",), ("data", "parts", "train")])

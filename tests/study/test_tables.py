@@ -11,6 +11,7 @@ from msgspec import structs
 from rich.console import Console
 
 from pneumo.study.cells import decimals
+from pneumo.study.schema import EarlyStopping
 from pneumo.study.tables import show
 
 WHY = "Horovod is not built here: no C++ compiler found"
@@ -59,6 +60,18 @@ def test_the_natural_prevalence_is_not_the_samples(
     text = " ".join("\n".join(lines_of(printed(screen, path), "Quality on validation")).split())
     assert said in text
     assert ("images, not persons" in text) == (data is not None)
+
+
+@pytest.mark.parametrize("stopped", [None, 9])
+def test_a_study_that_stopped_early_says_so(screen: Console, tmp_path: Path, stopped: int | None) -> None:
+    found = EarlyStopping(
+        patience=3, blocks=20, figure="mAP@0.5", figures={0: [0.5] * 9}, stopped_after=stopped, unimproved=3
+    )
+    path = synthetic.write_result(tmp_path, [("serial", "none", 1, 1)], early_stopping=found)
+    text = " ".join("\n".join(lines_of(printed(screen, path), "Comparison")).split())
+    said = "stopped early after block 9 of 20: no run's mAP@0.5 on the calibration patients has improved for 3 blocks"
+    assert (said in text) == (stopped is not None)
+    assert ("stopped early" in text) == (stopped is not None)
 
 
 def test_more_ranks_than_cores_is_said(screen: Console, tmp_path: Path) -> None:

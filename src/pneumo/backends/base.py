@@ -59,6 +59,9 @@ class Backend(ABC):
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def evaluated(self) -> None:  # noqa: B027 -- nothing to undo is the usual case
+        """After forward passes without a backward pass: leave nothing of them to the next training step."""
+
     def pause(self) -> None:
         """Give back what other trainings of this world need while this one sleeps."""
         self.recorder.detach()

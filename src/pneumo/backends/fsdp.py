@@ -42,6 +42,10 @@ class Fsdp(Backend):
         root, *parts = (part for part in self.model.modules() if isinstance(part, FSDPModule))
         return parts or [root]
 
+    def evaluated(self) -> None:
+        """Forget the order of the forward passes, by which the next backward pass would gather a layer in vain."""
+        self.model.reset_iter_state()  # type: ignore[operator]  # of FSDPModule, which the model has become
+
     def full_state(self) -> dict[str, torch.Tensor]:
         """Gather the whole model on every rank; collective."""
         return {

@@ -45,6 +45,22 @@ class Detections:
         assert np.isfinite(self.score).all(), "a score is a number"
         assert d == 0 or 0 <= self.image.min() <= self.image.max() < n, "an image is one of n"
 
+    @classmethod
+    def of(cls, boxes: Columns, known: Columns, truths: Array) -> "Detections":
+        """From one run's rows of one part, its boxes and its answers, and the patients of that part's true boxes."""
+        # Of a patient who occurs more than once the last label counts.
+        label = dict(zip(known["patient"].tolist(), known["label"].tolist(), strict=True))
+        index = {patient: i for i, patient in enumerate(sorted(label))}
+        of_truths = np.array([index[patient] for patient in truths.tolist() if patient in index], dtype=np.int64)
+        return cls(
+            image=np.array([index[patient] for patient in boxes["patient"].tolist()], dtype=np.int64),
+            score=boxes["score"].astype(np.float64),
+            hits_coco=unpack(boxes["hits_coco"], COCO_THRESHOLDS.size),
+            hits_rsna=unpack(boxes["hits_rsna"], RSNA_THRESHOLDS.size),
+            truths=np.bincount(of_truths, minlength=len(index)),
+            positive=np.array([label[patient] for patient in index], dtype=np.int64) > 0,
+        )
+
 
 def detection_rows(
     run: int, patient: str, part: str, boxes: ArrayLike, scores: ArrayLike, truths: ArrayLike
@@ -93,21 +109,5 @@ def load_detections(folder: Path) -> dict[int, dict[str, Detections]]:
             ours, known = (select(c, (c["run"] == run) & (c["part"] == part)) for c in (boxes, answers))
             if not set(ours["patient"].tolist()) <= set(known["patient"].tolist()):
                 raise Refused(f"{folder / 'detections.parquet'} has boxes of patients whom predictions.parquet lacks.")
-            found[run][part] = _detections(ours, known, truths["patient"][truths["part"] == part])
+            found[run][part] = Detections.of(ours, known, truths["patient"][truths["part"] == part])
     return found
-
-
-def _detections(boxes: Columns, known: Columns, truths: Array) -> Detections:
-    """From one run's rows of one part, and the patients of that part's true boxes."""
-    # Of a patient who occurs more than once the last label counts.
-    label = dict(zip(known["patient"].tolist(), known["label"].tolist(), strict=True))
-    index = {patient: i for i, patient in enumerate(sorted(label))}
-    of_truths = np.array([index[patient] for patient in truths.tolist() if patient in index], dtype=np.int64)
-    return Detections(
-        image=np.array([index[patient] for patient in boxes["patient"].tolist()], dtype=np.int64),
-        score=boxes["score"].astype(np.float64),
-        hits_coco=unpack(boxes["hits_coco"], COCO_THRESHOLDS.size),
-        hits_rsna=unpack(boxes["hits_rsna"], RSNA_THRESHOLDS.size),
-        truths=np.bincount(of_truths, minlength=len(index)),
-        positive=np.array([label[patient] for patient in index], dtype=np.int64) > 0,
-    )

@@ -134,10 +134,37 @@ class Clock(_Strict, frozen=True, kw_only=True):
     samples: list[ClockSample] = []
 
 
+class EarlyStopping(_Strict, frozen=True, kw_only=True):
+    """What --patience watched, and whether it ended the trainings of a study, all after the same block.
+
+    `figures` has, for each run, its `figure` on the calibration patients after each block but the last planned one;
+    null where it is undefined. Where the trainings stopped, it was after the block `stopped_after` of `blocks`, the
+    last `unimproved` of which had improved no run's figure.
+    """
+
+    patience: int
+    blocks: int
+    figure: Literal["AUC", "mAP@0.5"]
+    figures: dict[int, list[float | None]]
+    stopped_after: int | None = None
+    unimproved: int = 0
+
+    @property
+    def sentence(self) -> str | None:
+        """That the trainings stopped early, and why; None where they did not."""
+        if self.stopped_after is None:
+            return None
+        return (
+            f"stopped early after block {self.stopped_after} of {self.blocks}: no run's {self.figure} on the "
+            f"calibration patients has improved for {self.unimproved} block{'s' if self.unimproved > 1 else ''}"
+        )
+
+
 class RunFile(_Strict, frozen=True, kw_only=True):
     """run.json: the configuration, the runs and the provenance of a result; `cores` are those of all hosts together.
 
     Where `clock` has more than one host, the stamps of the tables are each rank's own; `results.load_table` moves them.
+    `early_stopping` is null where there was no --patience.
     """
 
     schema: int = VERSION
@@ -155,6 +182,7 @@ class RunFile(_Strict, frozen=True, kw_only=True):
     sampling: Sampling | None = None
     data: DataFacts
     clock: Clock | None = None
+    early_stopping: EarlyStopping | None = None
     provenance: dict[str, Any]
 
     def __post_init__(self) -> None:

@@ -118,6 +118,8 @@ def _how_to_read(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
         f"from the first rank's begin to the last rank's end: median of {between(r.blocks for r in rows)} timed blocks "
         f"({steps}), the runs in turns; {between(r.warmup_steps for r in rows)} warm-up steps not counted",
     )
+    if run.early_stopping is not None and (said := run.early_stopping.sentence):
+        yield "blocks", said
     yield "clock", describe(run)
     if any(row.speedup for row in rows):
         yield "speedup", "against the fastest serial run with as many threads a rank, block by block"
