@@ -35,13 +35,14 @@ def write(result: Path, target: Path | None, number: int | None) -> tuple[Path, 
     from pneumo.detect.sheet.figure import Sheet, draw
 
     detector = runs.answered.boxes is not None
+    score, kept = ("best box", box_threshold(runs.answered)) if detector else ("probability", None)
     sheet = Sheet(
         title=_title(run),
-        subtitle=_subtitle(entry, runs.answered),
+        subtitle=_subtitle(entry, runs.answered, score, kept),
         run=name_of(entry),
-        score="best box" if detector else "probability",
+        score=score,
         threshold=runs.answered.threshold,
-        kept=box_threshold(runs.answered) if detector else None,
+        kept=kept,
         counts={kind: len(found) for kind, found in cases.sort(runs.answered).items()},
         cases=shown,
         panels=panels(runs),
@@ -82,9 +83,13 @@ def _title(run: RunFile) -> str:
     )
 
 
-def _subtitle(entry: RunEntry, answers: Answers) -> str:
-    label = answers.validate.label
+def _subtitle(entry: RunEntry, answers: Answers, score: str, kept: float | None) -> str:
+    """Whose answers are shown, and from which scores on: a detector has two thresholds, each for its own question."""
+    label, threshold = answers.validate.label, answers.threshold
+    positive = f"An image is called positive from a {score} of {threshold:#.3g} on (Youden's J)"
+    if kept is not None:
+        positive += f", a box is kept from a score of {kept:#.3g} on (the RSNA challenge's score)"
     return (
         f"Shown are answers of run {_numbered(entry)} to {label.size} validation images, {int(label.sum())} of them "
-        "with pneumonia; its threshold was chosen on the calibration part"
+        f"with pneumonia.\n{positive}: chosen on the calibration part."
     )
