@@ -13,7 +13,7 @@ from pneumo.models import MODELS
 from pneumo.study.schema import Absent, Sampling
 
 WARMUP_STEPS = 2
-GROUP_IMAGES = 4  # of a virtual group, about: statistics of batch norm are taken over one
+GROUP_IMAGES = 8  # of a virtual group, about: statistics of batch norm are taken over one
 SPAN_ROWS, ROWS_A_STEP = 100_000, 20  # rows of spans.parquet: about so many in a result, and of a rank's step
 SHARED_GPUS = "NCCL_MULTI_RANK_GPU_ENABLE"  # NCCL's own variable: 1 allows several ranks on a GPU
 MOST_BY_DEFAULT = 64  # images of a global step that nobody asked for

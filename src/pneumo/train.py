@@ -130,6 +130,7 @@ class Training:
     def awake(self) -> Iterator[None]:
         """The ranks of this run work inside; all others sleep at its end until they are done. Collective."""
         if self.active:
+            self._world.watchdog.at("the start of", self.run)
             self._world.bind(self.run.ranks, self.run.threads)
             torch.set_num_threads(self.run.threads)
             self._backend.resume()
@@ -160,6 +161,7 @@ class Training:
         self._timing.recorder.drop()
         with self._disturbance.neighbour():
             for step in range(self.next_step, self.next_step + count):
+                self._world.watchdog.at("step", step, "of", self.run)
                 self._do_alone(rows, step, block, warmup=warmup)
                 images, loss = self._step(step)
                 keep = step - self.next_step in sampled
@@ -255,6 +257,7 @@ class Training:
         positions, scores = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         boxes: list[np.ndarray] = []
         while True:
+            self._world.watchdog.at("the evaluation of", self.run)
             self._timing.begin()
             with self._timing.phase("data"):
                 batch = next(batches, None)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from pneumo import collective, machine, process
 from pneumo.errors import PneumoError, Refused
+from pneumo.watchdog import Watchdog
 
 # What launchers tell their processes: the number of ranks, and the rank.
 _LAUNCHERS = (
@@ -21,6 +22,7 @@ _LAUNCHERS = (
 
 # A launcher kills all ranks when one leaves with an error: the one that speaks may still be loading its libraries.
 _PATIENCE_S = 3.0
+_COLLECT_S = 15.0  # ranks that wait for each other stop within a moment, but are looked at now and then only
 Started = tuple[str, int, int] | None
 
 
@@ -90,7 +92,7 @@ class World:
     `comm` is the world's communicator (mpi4py). `cores` are the ids of the cores that the ranks of this node can keep
     busy together, in the order in which they are given out: from the affinity masks that the ranks had before any
     library could shrink them, and no more than the node's CPU quota. `on_failure` is called, on the rank that says it,
-    when the job fails.
+    when the job fails. `watchdog` ends the job where a rank does not go on.
     """
 
     def __init__(self) -> None:
@@ -106,6 +108,7 @@ class World:
         self._first: dict[int, Any] = {}
         self._check_start(started)
         self._token = self.comm.bcast(os.urandom(8).hex())
+        self.watchdog = Watchdog(self._give_up)
 
     def _meet(self) -> None:
         """Find out who else is here, and on which node."""
@@ -190,6 +193,7 @@ class World:
 
     def wait(self) -> None:
         """Wait, asleep, until every rank of the world has come here."""
+        self.watchdog.rest()
         collective.wait_for_all(self.comm)
 
     def share(self, value: Any) -> Any:
@@ -224,6 +228,29 @@ class World:
             with suppress(Exception):  # what went wrong has been said; what this adds to it would only hide it
                 self.on_failure()
 
+    def _give_up(self, place: str) -> None:
+        """End every rank, since this one has not gone on for too long; what all of this host say is one sentence."""
+        meeting, name = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), f"\0pneumo-stuck-{self._token}"
+        places = {self.rank: place}
+        try:
+            meeting.bind(name)
+        except OSError:
+            with suppress(OSError):
+                meeting.sendto(f"{self.rank} {place}".encode(), name)
+            time.sleep(2 * _COLLECT_S)  # the rank that has bound it speaks, and ends all
+        else:
+            meeting.settimeout(_COLLECT_S)
+            with suppress(TimeoutError):
+                while len(places) < self.local_size:
+                    rank, other = meeting.recv(4096).decode(errors="replace").split(" ", 1)
+                    places[int(rank)] = other
+        said = "; ".join(f"rank {rank} in {places[rank]}" for rank in sorted(places))
+        text = f"no progress for {self.watchdog.limit_s:.0f} s: {said}"
+        if len(places) < self.local_size:
+            text += f"; {self.local_size - len(places)} other rank(s) of this host wait for them, or are gone"
+        self._fail(PneumoError(text))
+        os._exit(1)  # where even MPI's abort does not return
+
     def _fail(self, error: BaseException) -> None:
         """Say what happened, once in the whole job, and end every rank."""
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -250,6 +277,7 @@ class World:
             if comm is not None:
                 comm.Free()
         self.wait()
+        self.watchdog.close()
         self.comm.Free()
         stop_mpi(self._mpi)
 

@@ -51,6 +51,29 @@ def test_an_exception_ends_the_job_with_one_message(mpirun: Launcher, tmp_path: 
     assert f"rank {told[0].split()[0]} on" in said[0]
 
 
+def test_ranks_that_do_not_go_on_are_named(mpirun: Launcher, tmp_path: Path) -> None:
+    """Ranks 0 and 1 wait for each other in different places; rank 2 has nothing to do and waits in vain."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        START + "import pneumo.world\n"
+        "pneumo.world._COLLECT_S = 3.0\n"
+        "with World.start() as w:\n"
+        "    w.wait()\n"
+        "    w.watchdog.limit_s = 1.0\n"
+        "    for step in range(20):\n"
+        "        if w.rank < 2: w.watchdog.at('step', step)\n"
+        "        time.sleep(0.1)\n"
+        "    if w.rank == 0: w.comm.recv(source=1)\n"
+        "    if w.rank == 1: w.watchdog.at('a barrier'); w.comm.Barrier()\n"
+        "    w.wait()\n"
+    )
+    done = mpirun(3, file=script, timeout=60, check=False)
+    assert done.returncode == 1
+    said = [line for line in done.text.splitlines() if "no progress for 1 s" in line]
+    assert len(said) == 1, done.text
+    assert "rank 0 in step 19; rank 1 in a barrier; 1 other rank(s) of this host" in said[0]
+
+
 def test_what_all_ranks_refuse_is_told_once_too(mpirun: Launcher, tmp_path: Path) -> None:
     script = tmp_path / "job.py"
     script.write_text(

@@ -1,7 +1,8 @@
-"""The detector learns the same on every backend and number of ranks: losses, answers and weights, in float64.
+"""The detector learns the same on every backend and number of ranks.
 
-Training YOLO is chaotic: the same mathematics in another order of sums drifts apart from step to step. In float64 the
-drift of these steps stays far below what a wrong normaliser, a wrong statistic or a lost gradient would make.
+Training YOLO is chaotic: the same mathematics in another order of sums drifts apart from step to step. So losses,
+answers and weights of whole trainings are compared in float64, in which the drift of these steps stays far below what a
+wrong normaliser, a wrong statistic or a lost gradient would make; and in float32 single steps from the same weights.
 """
 
 import json
@@ -12,18 +13,18 @@ import numpy as np
 import pytest
 from harness import Launcher
 
-from pneumo.backends import BACKENDS
 from pneumo.installed import horovod_missing, native_missing
 
 JOB = Path(__file__).with_name("yolo_parity_job.py")
+FORCED = Path(__file__).with_name("yolo_forced_job.py")
 SERIAL = "serial-none-1"
 # 39 training images in batches of 12: the last batch of an epoch has 3, so of 4 ranks one gets none.
 BATCH, COUNT = 12, 50
 
 
-def results(mpirun: Launcher, ranks: str, n: int, mode: str, backends: str) -> dict[str, Any]:
-    """What the job found of each run, by its backend, comm and ranks."""
-    text = mpirun(n, file=JOB, args=[ranks, str(BATCH), str(COUNT), mode, backends], timeout=290).stdout
+def results(mpirun: Launcher, job: Path, n: int, *args: str) -> dict[str, Any]:
+    """What a job found of each run, by its backend, comm and ranks."""
+    text = mpirun(n, file=job, args=list(args), timeout=290).stdout
     line = next(line for line in text.splitlines() if "RESULT " in line)
     found: dict[str, Any] = json.loads(line.split("RESULT ", 1)[1])
     return found
@@ -36,13 +37,13 @@ def results(mpirun: Launcher, ranks: str, n: int, mode: str, backends: str) -> d
 )
 def test_the_detector_learns_what_serial_learns(mpirun: Launcher, mode: str, ranks: str, backends: str) -> None:
     n = max(int(k) for k in ranks.split(","))
-    found = results(mpirun, ranks, n, mode, backends)
+    found = results(mpirun, JOB, n, ranks, str(BATCH), str(COUNT), mode, backends)
     wanted = [name for name in backends.split(",") if name != "horovod" or horovod_missing() is None]
     assert {name.split("-")[0] for name in found} == set(wanted)
-    assert len(found) == 1 + sum(len([c for c in BACKENDS[b].comms if c != "nccl"]) for b in wanted if b != "serial")
+    assert len(found) == len(wanted)
     serial = found.pop(SERIAL)
     assert len(set(serial["images"])) == 2, "an uneven last batch belongs to the case"
-    assert serial["losses"][-1] < serial["losses"][0], "it learns, so equal losses say something"
+    assert max(serial["state"].values()) > 0.05, "its weights move, so equal losses say something"
     for name, run in found.items():
         assert run["images"] == serial["images"], name
         np.testing.assert_allclose(run["losses"], serial["losses"], rtol=1e-6, err_msg=name)
@@ -54,7 +55,24 @@ def test_the_detector_learns_what_serial_learns(mpirun: Launcher, mode: str, ran
 @pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
 def test_local_statistics_make_the_training_depend_on_the_ranks(mpirun: Launcher) -> None:
     """The two cases above could fail: with statistics of a rank's own images the losses differ visibly."""
-    found = results(mpirun, "1,2", 2, "local", "serial,ddp")
+    found = results(mpirun, JOB, 2, "1,2", str(BATCH), str(COUNT), "local", "serial,ddp")
     serial = found.pop(SERIAL)
     for run in found.values():
         assert np.abs(np.divide(run["losses"], serial["losses"]) - 1).max() > 1e-3
+
+
+@pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
+def test_from_serials_weights_loss_and_gradients_are_serials(mpirun: Launcher) -> None:
+    """In float32: batches of 12, 12 and 3 images. The last has groups of one image, whose last map is 2 x 2: batch norm
+    over four values is badly conditioned, and rounding shows a hundred times more.
+    """
+    backends = "serial,ddp,fsdp,horovod"
+    found = results(mpirun, FORCED, 4, "1,2,4", str(BATCH), "38", "ghost", "float32", backends)
+    serial = found.pop(SERIAL)
+    assert serial["images"] == [12, 12, 3]
+    assert len(found) == 2 * (4 if horovod_missing() else 5)
+    for name, run in found.items():
+        assert run["images"] == serial["images"], name
+        np.testing.assert_allclose(run["losses"], serial["losses"], rtol=1e-5, err_msg=name)
+        assert np.less(run["apart"], [1e-5, 1e-5, 1e-3]).all(), f"{name}: {run['apart']}"
+        assert np.less(run["worst"], [1e-5, 1e-5, 1e-2]).all(), f"{name}: {run['worst']}"

@@ -18,7 +18,7 @@ from pneumo.config import Study
 from pneumo.train import Training
 from pneumo.world import World
 
-STEPS = 4
+STEPS = 3
 
 
 def look_forced(training: Training, _held: Any, reference: Any, steps: int) -> tuple[dict[str, Any], Any]:
@@ -31,13 +31,14 @@ def look_forced(training: Training, _held: Any, reference: Any, steps: int) -> t
     is_serial = training.run.backend == "serial"
     states = None if is_serial else training.comm.bcast(reference)
     module, found = training._backend.module, []
-    seen: dict[str, Any] = {"losses": [], "apart": [], "worst": [], "collectives": 0}
+    seen: dict[str, Any] = {"images": [], "losses": [], "apart": [], "worst": []}
     module.train()
     for step in range(steps):
         if states is not None:
             load(module, states[step][0])
         state = {name: value.detach().clone() for name, value in module.state_dict().items()} if is_serial else {}
-        loss, factor, gradients = gradients_of(training, step)
+        images, loss, factor, gradients = gradients_of(training, step)
+        seen["images"].append(images)
         seen["losses"].append(loss)
         if states is None:
             found.append((state, gradients))
@@ -53,8 +54,8 @@ def look_forced(training: Training, _held: Any, reference: Any, steps: int) -> t
     return seen, found if is_serial else reference
 
 
-def gradients_of(training: Training, step: int) -> tuple[float, float, dict[str, torch.Tensor]]:
-    """The mean loss of a step over the ranks, its factor, and the whole gradients by name; as the loop has them."""
+def gradients_of(training: Training, step: int) -> tuple[int, float, float, dict[str, torch.Tensor]]:
+    """A step's images, its mean loss over the ranks, its factor, and the whole gradients by name, as in the loop."""
     backend, task = training._backend, training._task
     share = training._on_device(training._loader.batch(step))
     total = task.loss(backend.model, share)
@@ -62,7 +63,8 @@ def gradients_of(training: Training, step: int) -> tuple[float, float, dict[str,
     backend.synchronize()
     factor = task.factor(share)
     loss = training.comm.allreduce(total.item()) * factor / share.total
-    return loss, factor, {n: factor * whole(p.grad) for n, p in backend.module.named_parameters() if p.grad is not None}
+    named = ((name, parameter.grad) for name, parameter in backend.module.named_parameters())
+    return share.total, loss, factor, {name: factor * whole(grad) for name, grad in named if grad is not None}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -114,9 +114,9 @@ def _rival_block(rival: Rival | None, world: World) -> Times:
     return took
 
 
-def write_data_set(folder: Path, size: int) -> Path:
+def write_data_set(folder: Path, size: int, count: int = IMAGES) -> Path:
     """Write the benchmark's pictures as Ultralytics reads them; returns the file that describes them."""
-    content = Pictures(IMAGES)
+    content = Pictures(count)
     for name in ("images", "labels"):
         (folder / name).mkdir()
     table = content.index

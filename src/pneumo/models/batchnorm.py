@@ -5,6 +5,7 @@ Plain batch norm takes them over the images that a rank happens to have, so the 
 groups of images that are the same however many ranks there are, and communicates nothing. `local` is the plain one.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from pneumo.errors import PneumoError
 
 Mode = Literal["sync", "ghost", "local"]
 SmallSum = Callable[[torch.Tensor], torch.Tensor]
+_backward = torch.ops.aten.native_batch_norm_backward.default  # looked up once: it is called for each layer and group
 
 
 class Norms:
@@ -183,7 +185,7 @@ class _Ghost(torch.autograd.Function):
     ) -> torch.Tensor:
         """Normalise; `statistics`, zeros of shape (2, groups, C), gets the groups' means and unbiased variances."""
         y, saved = torch.empty_like(x), torch.empty_like(statistics)
-        parts = zip(*(torch.split_with_sizes(whole, lengths) for whole in (x, y)), *statistics, *saved, strict=True)
+        parts = zip(*(_groups(whole, lengths) for whole in (x, y)), *statistics, *saved, strict=True)
         for images, out, mean, variance, save_mean, save_invstd in parts:
             outs = out, save_mean, save_invstd
             torch.native_batch_norm(images, weight, bias, mean, variance, True, 1.0, eps, out=outs)
@@ -195,21 +197,23 @@ class _Ghost(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, saved = ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
-        dy = _formatted(gradients[0], x)
-        parts = zip(*(torch.split_with_sizes(whole, ctx.lengths) for whole in (dy, x)), *saved, strict=True)
+        parts = zip(*(_groups(whole, ctx.lengths) for whole in (_formatted(gradients[0], x), x)), *saved, strict=True)
         found = [
-            torch.ops.aten.native_batch_norm_backward(
-                gradient, images, weight, None, None, *stats, True, ctx.eps, wanted
-            )
+            _backward(gradient, images, weight, None, None, *stats, True, ctx.eps, wanted)
             for gradient, images, *stats in parts
         ]
         dx, dweight, dbias = zip(*found, strict=True)
         return (
             (torch.cat(dx) if len(dx) > 1 else dx[0]) if wanted[0] else None,
-            torch.stack(dweight).sum(0) if wanted[1] else None,
-            torch.stack(dbias).sum(0) if wanted[2] else None,
+            functools.reduce(torch.add, dweight) if wanted[1] else None,
+            functools.reduce(torch.add, dbias) if wanted[2] else None,
             *(None, None, None),
         )
+
+
+def _groups(whole: torch.Tensor, lengths: list[int]) -> Sequence[torch.Tensor]:
+    """The images of each group; a split of one part costs as much as one of many."""
+    return (whole,) if len(lengths) == 1 else torch.split_with_sizes(whole, lengths)
 
 
 class _SyncNorm(_Norm):
@@ -260,9 +264,7 @@ class _Sync(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, mean, variance = ctx.saved_tensors
         dy = _formatted(gradients[0], x)
-        _, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-            dy, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
-        )
+        _, dweight, dbias = _backward(dy, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True])
         if ctx.blank:
             dweight, dbias = torch.zeros_like(dweight), torch.zeros_like(dbias)
         if not ctx.needs_input_grad[0]:  # the same on all ranks, since the model is

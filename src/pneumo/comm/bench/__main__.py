@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pneumo.comm.bench.measure import Bench
 
 PROGRESS_EVERY_S = 30.0
+STUCK_S = 120.0  # in one sample of one library: far beyond any that works
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +37,7 @@ def _run(options: Options, world: World) -> int:
         raise Together(Refused("The benchmark needs 2 ranks or more: mpirun -n 2 python -m pneumo.comm.bench."))
     world.run_on_first(lambda: check_places(options))
     world.bind(world.size, 1)
+    world.watchdog.limit_s = STUCK_S
     from pneumo.comm.bench import memory
     from pneumo.comm.bench.about import facts
     from pneumo.comm.bench.buffers import group_memory, own_memory

@@ -62,7 +62,7 @@ class Bench:
         pool, can, cannot = Pool(case, case.ranks, self._allocate), [], {}
         for library in libraries:
             reason = None
-            with _at_work(library):
+            with self._at_work(library, case):
                 try:
                     library.call(case.op, case.dtype, pool.slots[0])()
                 except Absent as error:
@@ -128,7 +128,7 @@ class Bench:
     def _check(self, library: Library, case: Case, pool: Pool, calls: Sequence[Call]) -> float:
         """Compare a library's output with NumPy's; returns the seconds of a call that is not the first."""
         slot, wrong = pool.slots[0], None
-        with _at_work(library):
+        with self._at_work(library, case):
             if case.bytes:
                 write_pattern(slot.input, self._comm.rank)
             self._together()
@@ -150,7 +150,7 @@ class Bench:
 
     def _sample(self, library: Library, calls: Sequence[Call], pool: Pool, count: int) -> tuple[int, int, int]:
         """Warm up, then time `count` calls back to back: (ns, page faults, ns without a core) of this rank."""
-        with _at_work(library):
+        with self._at_work(library, pool.case):
             for i in pool.take(1 if pool.case.bytes >= _LARGE_BYTES else 2):
                 calls[i]()
             taken = pool.take(count)
@@ -164,6 +164,13 @@ class Bench:
         pool.refill(taken)
         return end - begin, faults, waited_ns
 
+    @contextlib.contextmanager
+    def _at_work(self, library: Library, case: Case) -> Iterator[None]:
+        self._world.watchdog.at(case, "by", library.name)
+        library.resume()
+        yield
+        library.pause()  # not after an error: that ends the job, and stopping Horovod would wait for the other ranks
+
     def _together(self) -> None:
         """Let all ranks begin at once; where they share cores, those that wait long sleep first."""
         if self._crowded:
@@ -174,13 +181,6 @@ class Bench:
 def _run_delay_ns() -> int:
     """How long this thread has been ready to run without a core, where the kernel tells: the second of schedstat."""
     return int((machine.read("/proc/thread-self/schedstat") or "0 0 0").split()[1])
-
-
-@contextlib.contextmanager
-def _at_work(library: Library) -> Iterator[None]:
-    library.resume()
-    yield
-    library.pause()  # not after an error: that ends the job, and stopping Horovod would wait for the other ranks
 
 
 @contextlib.contextmanager
