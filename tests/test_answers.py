@@ -1,4 +1,4 @@
-"""What all ranks answered of a part: its figure is the one that a result's files would give."""
+"""What all ranks answered of a part: its rows, and its figure, which is the one that a result's files would give."""
 # mypy: disable-error-code="import-untyped"
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from pneumo import answers
 from pneumo.models.task import Answers
 from pneumo.study.boxes import load_detections
 from pneumo.study.detection import detection_quality
-from pneumo.study.results import ResultFolder
+from pneumo.study.results import ResultFolder, load_table
 from pneumo.train import Answered
 
 EDGE, IMAGES = 1024, 24
@@ -78,3 +78,18 @@ def test_without_true_boxes_there_is_no_map() -> None:
     )
     found = [answers.rows(0, table, {"calibrate": one}) for one in answered]
     assert np.isnan(answers.map50(found, answers.truths(table, {"calibrate": negatives})))
+
+
+def test_what_a_header_does_not_tell_is_null(tmp_path: Path) -> None:
+    unknown = {"patient": "a", "label": 1, "view": np.nan, "sex": np.nan, "age": np.nan}
+    known = {"patient": "b", "label": 0, "view": "PA", "sex": "F", "age": 40.0}
+    answered = Answered(np.array([0, 1]), Answers(np.array([0.25, 0.5], np.float32)))
+    found = answers.rows(0, pd.DataFrame([unknown, known]), {"validate": answered})
+    folder = ResultFolder.create(tmp_path, "tiny")
+    folder.add_predictions(found.predictions)
+    folder.flush()
+    rows = load_table(folder.path, "predictions", columns=("patient", "view", "sex", "age")).to_pylist()
+    assert rows == [
+        {"patient": "a", "view": None, "sex": None, "age": None},
+        {"patient": "b", "view": "PA", "sex": "F", "age": 40},
+    ]

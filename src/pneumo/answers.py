@@ -88,7 +88,12 @@ def _about(image: Any) -> dict[str, Any]:
     return {
         "patient": image.patient,
         "label": int(image.label),
-        "view": image.view or None,
-        "sex": image.sex or None,
+        "view": _known(image.view),
+        "sex": _known(image.sex),
         "age": None if np.isnan(image.age) else int(image.age),
     }
+
+
+def _known(text: Any) -> str | None:
+    """A text of the index, in which an unknown one is not-a-number."""
+    return text if isinstance(text, str) and text else None

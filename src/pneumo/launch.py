@@ -176,7 +176,7 @@ def _check(command: Command, plan: Plan) -> None:
 
 
 def _cache(study: Study) -> Path:
-    return study.cache or places.user_cache() / "pneumo"
+    return places.picture_cache(study.cache)
 
 
 def _preprocess(study: Study, world: World, say: Progress) -> "Store":

@@ -13,6 +13,11 @@ def user_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 
+def picture_cache(asked: Path | None) -> Path:
+    """The folder in which preprocessed pictures are kept: the one asked for, else pneumo in the user's cache."""
+    return asked or user_cache() / "pneumo"
+
+
 def require_folder(folder: Path, flag: str, needed_bytes: int) -> None:
     """Make a folder; raises Refused, naming the flag that chose it, where it cannot be written or is too full."""
     try:

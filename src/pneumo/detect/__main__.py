@@ -1,4 +1,7 @@
-"""python -m pneumo.detect WEIGHTS FILES...: a trained model on DICOM, PNG or JPEG files, alone or under mpirun."""
+"""python -m pneumo.detect WEIGHTS FILES...: a trained model on DICOM, PNG or JPEG files, alone or under mpirun.
+
+python -m pneumo.detect RESULT --sheet: what the models of a result have answered, on one sheet.
+"""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pneumo import collective, command, machine, places, process
-from pneumo.detect.options import Request, parse
+from pneumo.detect.options import IN_RESULT, Request, parse
 from pneumo.errors import PneumoError, Refused
 from pneumo.world import Together, World, in_world, launched
 
@@ -34,6 +37,8 @@ def _alone(request: Request | None, refused: Refused | None) -> int:
         if refused is not None:
             raise refused
         asked = cast(Request, request)
+        if asked.options.sheet is not None:
+            return _write_sheet(asked)
         files, known, threshold = _prepare(asked)
         return _finish(asked, known, threshold, _answer(asked, files, known, threshold, 0, 1, machine.usable_cores()))
     except PneumoError as error:
@@ -42,7 +47,13 @@ def _alone(request: Request | None, refused: Refused | None) -> int:
 
 
 def _together(request: Request, world: World) -> int:
-    """Share the batches among the ranks; the first one puts the rows in the files' order again."""
+    """Share the batches among the ranks; the first one puts the rows in the files' order again.
+
+    A sheet is the first one's alone.
+    """
+    if request.options.sheet is not None:
+        done: int = world.run_on_first(lambda: _write_sheet(request))
+        return done
     files, known, threshold = world.run_on_first(lambda: _prepare(request))
     threads = max(1, len(world.cores) // world.local_size)
     world.bind(world.size, threads)
@@ -54,6 +65,17 @@ def _together(request: Request, world: World) -> int:
         raise Together(error) from None
     code: int = world.run_on_first(lambda: _finish(request, known, threshold, _in_order(found, files)))
     return code
+
+
+def _write_sheet(request: Request) -> int:
+    """Write a result's sheet and print where it is; what it lacks is said beside it."""
+    from pneumo.detect.sheet.write import write
+
+    asked = request.options.sheet
+    path, notes = write(request.weights, None if asked == IN_RESULT else asked, request.options.run)
+    print(*notes, sep="\n", end="\n" if notes else "", file=sys.stderr)
+    print(path)
+    return 0
 
 
 def _prepare(request: Request) -> "tuple[list[Path], About, float]":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from pneumo import models
 from pneumo.data.loader import scale
@@ -52,6 +53,16 @@ class Model:
         images = torch.from_numpy(scale(np.stack(pictures))[:, None])
         with torch.inference_mode():
             return self.task.answers(self.network, images)
+
+    def evidence(self, pictures: Sequence["Picture"]) -> NDArray[np.float32]:
+        """Return where in uint8 pictures (size, size) the evidence for pneumonia lies: (b, size, size), at least 0.
+
+        Only of models that can be asked (`MODELS`).
+        """
+        import torch
+
+        images = torch.from_numpy(scale(np.stack(pictures))[:, None])
+        return np.asarray(self.task.evidence(self.network, images).numpy(), np.float32)
 
 
 def about(weights: Path, size: int | None) -> About:

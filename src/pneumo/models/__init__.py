@@ -41,13 +41,15 @@ class Settings:
 class Entry:
     """Where a model's task is implemented, its number of parameters for pictures of an edge, and what is usual.
 
-    `answers` are a probability for each image, or boxes with scores.
+    `answers` are a probability for each image, or boxes with scores; `maps_evidence` where it can be asked what in an
+    image they come from (Grad-CAM).
     """
 
     place: str
     parameters: Callable[[int], int]
     usual: Usual = Usual()
     answers: str = "probability"
+    maps_evidence: bool = False
 
 
 def _cnn_parameters(size: int) -> int:
@@ -56,7 +58,7 @@ def _cnn_parameters(size: int) -> int:
 
 
 MODELS = {
-    "cnn": Entry("pneumo.models.cnn:CnnTask", _cnn_parameters),
+    "cnn": Entry("pneumo.models.cnn:CnnTask", _cnn_parameters, maps_evidence=True),
     "yolo": Entry(
         "pneumo.models.yolo:YoloTask",
         lambda _size: 3_011_043,

@@ -1,11 +1,12 @@
 """The study's CNN: two convolutional and two fully connected layers."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 -- the name that everybody uses
 from torch import nn
 
+from pneumo.models.gradcam import enlarged, grad_cam
 from pneumo.models.task import Answers, Share, Task
 
 
@@ -24,10 +25,16 @@ class Cnn(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logit of each of (b, 1, size, size) images."""
+        return self.classify(self.features(images))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the last convolution's feature maps, pooled and rectified: (b, 64, size/4, size/4)."""
         x = F.relu(F.max_pool2d(self.conv1(_channels_last(images)), 2))
-        x = F.relu(F.max_pool2d(self.conv2(x), 2))
-        x = F.relu(self.fc1(x.flatten(1)))
-        logits: torch.Tensor = self.fc2(x)
+        return F.relu(F.max_pool2d(self.conv2(x), 2))
+
+    def classify(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the logits (b, 1) that `features` lead to."""
+        logits: torch.Tensor = self.fc2(F.relu(self.fc1(maps.flatten(1))))
         return logits
 
 
@@ -60,3 +67,10 @@ class CnnTask(Task):
     def answers(self, model: nn.Module, images: torch.Tensor) -> Answers:
         """Return the probabilities."""
         return Answers(torch.sigmoid(model(images).squeeze(1)).float().cpu().numpy())
+
+    def evidence(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Return Grad-CAM's maps of the logit, by the last convolution."""
+        network = cast(Cnn, model)
+        with torch.no_grad():
+            maps = network.features(images)
+        return enlarged(grad_cam(maps, lambda x: network.classify(x).squeeze(1)), self.size)

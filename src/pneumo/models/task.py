@@ -140,3 +140,10 @@ class Task(ABC):
     @abstractmethod
     def answers(self, model: nn.Module, images: torch.Tensor) -> Answers:
         """Return the answers to (b, 1, size, size) images; b may be 0."""
+
+    def evidence(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        """Return where in (b, 1, size, size) images the evidence for pneumonia lies: (b, size, size), at least 0.
+
+        Only of models whose entry in the table says `maps_evidence`.
+        """
+        raise NotImplementedError

@@ -52,6 +52,12 @@ def places(image: Array, n: int) -> Array:
     return found
 
 
+def counted(d: Detections) -> Array:
+    """The index of the boxes that count, best first: of each image the CAP ones with the highest scores."""
+    order = best_first(d)
+    return np.asarray(order[places(d.image[order], d.truths.size) < CAP])
+
+
 @dataclass(frozen=True, slots=True)
 class Curves:
     """A run's sorted boxes, and where among them the hits are.
@@ -76,8 +82,7 @@ class Curves:
         """Sort a run's boxes."""
         from scipy.sparse import csr_array
 
-        order = best_first(d)
-        order = order[places(d.image[order], d.truths.size) < CAP]
+        order = counted(d)
         image, score = d.image[order], d.score[order]
         hits = tuple(np.flatnonzero(column) for column in d.hits_coco[order].T)
         ends = np.unique(np.searchsorted(-score, -score[hits[0]], side="right"))

@@ -62,7 +62,7 @@ def summarize(folder: Path, *, write: bool = True) -> Summary:
     A run without a whole timed block has no row. Raises Refused where run.json or a table is missing or damaged.
     """
     run = load_run(folder)
-    answers = _answers(folder)
+    answers = load_answers(folder)
     timings = [t for entry in run.runs if (t := _timing(breakdown.training_steps(folder, entry.run), entry)).blocks]
     chosen = references(timings)
     explainer = Explainer(folder, run, chosen)
@@ -209,8 +209,11 @@ def _account(timing: Timing, account: Account | None) -> dict[str, Any]:
     }
 
 
-def _answers(folder: Path) -> dict[int, Answers]:
-    """The predictions of each run that has validated; of a patient that occurs more than once the last row counts."""
+def load_answers(folder: Path) -> dict[int, Answers]:
+    """The answers of each run that has validated; of a patient that occurs more than once the last row counts.
+
+    Raises Refused where a table is damaged.
+    """
     table = breakdown.columns(load_table(folder, "predictions"))
     # Compared with a threshold as doubles everywhere: NumPy would round the threshold to the scores' precision.
     table["score"] = table["score"].astype(np.float64)
