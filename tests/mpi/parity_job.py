@@ -129,6 +129,8 @@ def compare(training: "Training", held: Any, reference: State, steps: int) -> tu
     """
     import torch
 
+    from pneumo.comm.small_sum import GROUP
+
     blocks = training.comm.gather(training.advance(0, steps, warmup=False)) or ()
     answers = training.comm.gather(training.evaluate(0)[1]["validate"]) or ()
     made = list(zip(*(block.steps for block in blocks), strict=True))  # none but on rank 0, as all below
@@ -145,6 +147,7 @@ def compare(training: "Training", held: Any, reference: State, steps: int) -> tu
         "losses": [total / count for total, count in zip(losses, images, strict=True)],
         "answers": [scores.get(i) for i in held.tolist()],
         "collectives": sum(len(block.collectives) for block in blocks),
+        "small sums": sum(row["group"] == GROUP for block in blocks for row in block.collectives),
         "state": distance,
     }
     return seen, state

@@ -1,7 +1,7 @@
 """Under mpirun: the detector's first steps on every backend in float64, and prints the losses as JSON.
 
 Arguments: the numbers of ranks, with commas; the global batch; the number of images; the mode of batch norm; the
-backends, with commas.
+backends, with commas; the number of steps.
 """
 
 import json
@@ -13,8 +13,6 @@ from pneumo import process
 from pneumo.config import Study
 from pneumo.world import World
 
-STEPS = 20
-
 if __name__ == "__main__":
     process.keep_memory()
     process.stay_offline()
@@ -23,7 +21,7 @@ if __name__ == "__main__":
         import torch
 
         torch.set_default_dtype(torch.float64)
-        ranks, batch, count, batch_norm, backends = sys.argv[1:]
+        ranks, batch, count, batch_norm, backends, steps = sys.argv[1:]
         study = Study(
             model="yolo",
             batch_norm=batch_norm,  # type: ignore[arg-type]  # checked by who calls
@@ -34,6 +32,6 @@ if __name__ == "__main__":
             comm=("pneumo",),  # what moves the gradients is the CNN's test of parity
             backends=here(backends.split(",")),
         )
-        found = run(world, study, int(count), STEPS)
+        found = run(world, study, int(count), int(steps))
         if world.rank == 0:
             print("RESULT " + json.dumps(found))

@@ -25,11 +25,13 @@ class Horovod(Backend):
 
     def resume(self) -> None:
         """Start Horovod on this training's ranks: it serves one communicator at a time."""
+        super().resume()
         hvd.init(comm=self.place.comm)
 
     def pause(self) -> None:
         """Stop Horovod, so that the next training can start it on other ranks."""
         hvd.shutdown()
+        super().pause()
 
     def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer, parts: Sequence[nn.Module]) -> None:
         """Wrap the optimizer; gradients are summed over the ranks."""
