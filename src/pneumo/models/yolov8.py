@@ -1,4 +1,4 @@
-"""Ultralytics' yolov8n for one class, and its loss as a plain sum: the one module that imports `ultralytics` in our processes.
+"""Ultralytics' yolov8n for one class, and its loss as a plain sum: our one import of `ultralytics`.
 
 The network is Ultralytics' own, built from the description in its package. Its checkpoints have three input channels,
 so ours has three as well, and sees pictures as Ultralytics feeds them: grey repeated over the channels, in [0, 1].
