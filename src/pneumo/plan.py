@@ -145,8 +145,12 @@ def _groups(study: Study, asked: Collection[int], ranks: int) -> int:
     """
     if study.rank_batch:
         return ranks * max(1, study.rank_batch // GROUP_IMAGES)
-    common = math.lcm(*asked)
-    return common * max(1, _batch(study, asked) // (GROUP_IMAGES * common))
+    return virtual_groups(_batch(study, asked), math.lcm(*asked))
+
+
+def virtual_groups(batch: int, common: int) -> int:
+    """The groups of a global batch that all numbers of ranks share which divide `common`; see `GROUP_IMAGES`."""
+    return common * max(1, batch // (GROUP_IMAGES * common))
 
 
 def _batch(study: Study, asked: Collection[int]) -> int:

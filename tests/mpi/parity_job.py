@@ -111,6 +111,20 @@ def run(world: World, study: Study, count: int, steps: int = STEPS, look: Look |
     return found
 
 
+def detector(ranks: str, batch: str, batch_norm: str, comms: Iterable[str], backends: str) -> Study:
+    """The detector's study of the jobs beside this one, from their arguments."""
+    return Study(
+        model="yolo",
+        batch_norm=batch_norm,  # type: ignore[arg-type]  # checked by who calls
+        ranks=tuple(map(int, ranks.split(","))),
+        global_batch=int(batch),
+        size=64,
+        threads=1,
+        comm=tuple(comms),
+        backends=here(backends.split(",")),
+    )
+
+
 def first_state(study: Study) -> State:
     """The parameters that every training starts with."""
     import torch

@@ -10,11 +10,10 @@ import sys
 from typing import Any
 
 import torch
-from parity_job import here, run
+from parity_job import detector, run
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from pneumo import process
-from pneumo.config import Study
 from pneumo.train import Training
 from pneumo.world import World
 
@@ -90,16 +89,7 @@ if __name__ == "__main__":
     with World.start() as world:
         ranks, batch, count, batch_norm, dtype, backends = sys.argv[1:]
         torch.set_default_dtype(getattr(torch, dtype))
-        study = Study(
-            model="yolo",
-            batch_norm=batch_norm,  # type: ignore[arg-type]  # checked by who calls
-            ranks=tuple(map(int, ranks.split(","))),
-            global_batch=int(batch),
-            size=64,
-            threads=1,
-            comm=("gloo", "pneumo"),
-            backends=here(backends.split(",")),
-        )
+        study = detector(ranks, batch, batch_norm, ["gloo", "pneumo"], backends)
         result = run(world, study, int(count), STEPS, look_forced)
         if world.rank == 0:
             print("RESULT " + json.dumps(result))

@@ -7,10 +7,9 @@ backends, with commas; the number of steps.
 import json
 import sys
 
-from parity_job import here, run
+from parity_job import detector, run
 
 from pneumo import process
-from pneumo.config import Study
 from pneumo.world import World
 
 if __name__ == "__main__":
@@ -22,16 +21,8 @@ if __name__ == "__main__":
 
         torch.set_default_dtype(torch.float64)
         ranks, batch, count, batch_norm, backends, steps = sys.argv[1:]
-        study = Study(
-            model="yolo",
-            batch_norm=batch_norm,  # type: ignore[arg-type]  # checked by who calls
-            ranks=tuple(map(int, ranks.split(","))),
-            global_batch=int(batch),
-            size=64,
-            threads=1,
-            comm=("pneumo",),  # what moves the gradients is the CNN's test of parity
-            backends=here(backends.split(",")),
-        )
+        # What moves the gradients is the CNN's test of parity.
+        study = detector(ranks, batch, batch_norm, ["pneumo"], backends)
         found = run(world, study, int(count), int(steps))
         if world.rank == 0:
             print("RESULT " + json.dumps(found))

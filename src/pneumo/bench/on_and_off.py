@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter_ns, thread_time_ns
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pneumo.bench.pictures import pictures
-from pneumo.bench.turns import NO_TIME, Times, in_turns, no_collection
+from pneumo.bench.turns import NO_TIME, Times, in_turns, no_collection, since, stamp
 from pneumo.config import Study
 from pneumo.plan import Run
 from pneumo.study.statistics import Comparison, Estimate, compare, hodges_lehmann, median
@@ -36,25 +36,24 @@ class Watched(Training):
         super().__init__(*args)
         self.collectives = 0  # of the last step
         self._begin = (0, 0)
-        self._took_ns: list[tuple[int, int]] = []
+        self._took_ms: list[Times] = []
 
     def _step(self, step: int) -> tuple[int, float | None]:
-        self._begin = perf_counter_ns(), thread_time_ns()
+        self._begin = stamp()
         return super()._step(step)
 
     def _end_step(self, *args: Any, **kwargs: Any) -> None:
         super()._end_step(*args, **kwargs)
-        wall_ns, cpu_ns = self._begin
-        self._took_ns.append((perf_counter_ns() - wall_ns, thread_time_ns() - cpu_ns))
+        self._took_ms.append(since(self._begin))
 
     def block(self) -> Times:
         """Train a block; returns the medians of its steps in milliseconds, 0 on ranks that sleep. Collective."""
         took = NO_TIME
         with self.awake():
             if self.active:
-                self._took_ns.clear()
+                self._took_ms.clear()
                 rows = self.advance(1, STEPS, warmup=False)
-                took = Times(*(np.median(self._took_ns, axis=0) / 1e6).tolist())
+                took = Times(*np.median(self._took_ms, axis=0).tolist())
                 self.collectives = sum(row["step"] == self.next_step - 1 for row in rows.collectives)
         return took
 

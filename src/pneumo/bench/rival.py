@@ -11,18 +11,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Timer
 from typing import IO, Any, Self
 
-from pneumo.bench.turns import Times
+from pneumo.bench.turns import Times, since, stamp
 from pneumo.errors import PneumoError
 
 PATIENCE_S = 600.0
-# Nothing asked of the network or written beside the folder, as for our own import of it.
-QUIET = {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_VERBOSE": "0", "ULTRALYTICS_SAFE_LOAD": "1"}
 _OF_A_LAUNCHER = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "SLURM_", "RANK", "LOCAL_RANK", "WORLD_SIZE")
 
 
@@ -33,6 +30,8 @@ class Rival:
         self._data, self._size, self._batch = data, size, batch
 
     def __enter__(self) -> Self:
+        from pneumo.models.isolation import QUIET  # not for the other process, which is Ultralytics' alone
+
         self._folder = tempfile.TemporaryDirectory(prefix="pneumo-")
         folder = Path(self._folder.name)
         self._log = folder / "log"
@@ -95,15 +94,13 @@ class _Turns:
         """Called by the trainer when it has a batch."""
         if self._left == 0:
             if self._steps:
-                end = time.perf_counter_ns(), time.thread_time_ns()
-                took = [(b - a) / 1e6 / self._steps for a, b in zip(self._begin, end, strict=True)]
-                self._answers.write(f"{json.dumps(took)}\n")
+                self._answers.write(f"{json.dumps(since(self._begin, self._steps))}\n")
                 self._answers.flush()
             line = self._asked.readline()
             if not line:
                 raise _End
             self._left = self._steps = int(line)
-            self._begin = time.perf_counter_ns(), time.thread_time_ns()
+            self._begin = stamp()
         self._left -= 1
 
 

@@ -25,6 +25,17 @@ class Times(NamedTuple):
 NO_TIME = Times(0.0, 0.0)
 
 
+def stamp() -> tuple[int, int]:
+    """Now, in ns: of the wall clock, and of the calling thread's CPU time."""
+    return time.perf_counter_ns(), time.thread_time_ns()
+
+
+def since(begin: tuple[int, int], count: int = 1) -> Times:
+    """Milliseconds since a stamp, for each of `count` steps made since."""
+    wall, cpu = ((b - a) / 1e6 / count for a, b in zip(begin, stamp(), strict=True))
+    return Times(wall, cpu)
+
+
 def in_turns(comm: Any, variants: Mapping[str, Callable[[], Times]], seconds: float) -> dict[str, NDArray[np.float64]]:
     """Call each variant once a round for about `seconds`, at least as often as an interval needs; collective.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,13 +15,13 @@ import torch
 from pneumo.bench.findings import Findings
 from pneumo.bench.pictures import Pictures, pictures
 from pneumo.bench.rival import Rival
-from pneumo.bench.turns import NO_TIME, Times, in_turns, no_collection
+from pneumo.bench.turns import NO_TIME, Times, in_turns, no_collection, since, stamp
 from pneumo.comm import missing
 from pneumo.comm.bench.about import facts, header
 from pneumo.comm.groups import Groups
 from pneumo.config import Study
 from pneumo.data.opencv import cv2
-from pneumo.plan import GROUP_IMAGES, Run
+from pneumo.plan import Run, virtual_groups
 from pneumo.progress import Progress
 from pneumo.study.statistics import compare, median
 from pneumo.train import Training
@@ -68,7 +67,7 @@ def run(options: Options, world: World) -> Findings:
 
 def _run(number: int, backend: str, comm: str, ranks: int, options: Options, world: World) -> Run:
     """A run of the detector on so many ranks, with as many virtual groups for any number of them."""
-    groups = world.size * max(1, options.global_batch // (GROUP_IMAGES * world.size))
+    groups = virtual_groups(options.global_batch, world.size)
     return Run(number, "yolo", backend, comm, ranks, 1, options.global_batch, "cpu", groups)
 
 
@@ -100,10 +99,9 @@ def _block(training: Training) -> Times:
     took = NO_TIME
     with training.awake():
         if training.active:
-            begin = time.perf_counter_ns(), time.thread_time_ns()
+            begin = stamp()
             training.advance(1, STEPS, warmup=False)
-            end = time.perf_counter_ns(), time.thread_time_ns()
-            took = Times(*((b - a) / 1e6 / STEPS for a, b in zip(begin, end, strict=True)))
+            took = since(begin, STEPS)
     return took
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from pneumo.data.opencv import cv2
 
 # Read by Ultralytics at its import, and only then.
-_QUIET = {
+QUIET = {
     "YOLO_OFFLINE": "1",
     "YOLO_AUTOINSTALL": "0",
     "YOLO_VERBOSE": "0",
@@ -44,7 +44,7 @@ def isolated_import() -> Iterator[None]:
     """
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="pneumo-"))
-        stack.enter_context(_environment({**_QUIET, "YOLO_CONFIG_DIR": scratch}))
+        stack.enter_context(_environment({**QUIET, "YOLO_CONFIG_DIR": scratch}))
         stack.enter_context(_no_hardware_address())
         for module, name in _REPLACED:
             stack.callback(setattr, module, name, getattr(module, name))
