@@ -106,9 +106,9 @@ class World:
         self.comm = self._mpi.COMM_WORLD.Dup()
         self.rank, self.size = self.comm.rank, self.comm.size
         self._first: dict[int, Any] = {}
-        self._check_start(started)
         self._token = self.comm.bcast(os.urandom(8).hex())
         self.watchdog = Watchdog(self._give_up)
+        self._check_start(started)
 
     def _meet(self) -> None:
         """Find out who else is here, and on which node."""
