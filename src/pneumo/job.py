@@ -309,6 +309,8 @@ class Job:
         if run.backend != "horovod":
             return None
         note = f"cycle time {os.environ.get('HOROVOD_CYCLE_TIME', '1')} ms"
+        if os.environ.get("OMPI_MCA_mpi_yield_when_idle") == "1":
+            note += "; MPI yields its core while it waits (OMPI_MCA_mpi_yield_when_idle=1)"
         if MODELS[run.model].answers == "boxes":
             note += "; normalisers and statistics of batch norm travel by small sums, not by Horovod"
         return note

@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if refused is None and (command is None or command.dry_run):
         return _without_world(command)
     process.keep_memory()
+    process.share_cores()
     process.stay_offline()
     return in_world(lambda world: _run(cast(Command, command), world), refused)
 

@@ -18,6 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked is None and refused is None:
         return 0
     process.keep_memory()
+    process.share_cores()
     process.stay_offline()
     process.limit_threads(1)
     return in_world(lambda world: _run(*cast(tuple[str, Options], asked), world), refused)
