@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from pneumo import process
 from pneumo.backends import COMMS
 from pneumo.config import Command
 from pneumo.models import MODELS
@@ -309,8 +310,8 @@ class Job:
         if run.backend != "horovod":
             return None
         note = f"cycle time {os.environ.get('HOROVOD_CYCLE_TIME', '1')} ms"
-        if os.environ.get("OMPI_MCA_mpi_yield_when_idle") == "1":
-            note += "; MPI yields its core while it waits (OMPI_MCA_mpi_yield_when_idle=1)"
+        if os.environ.get(process.YIELD) == "1":
+            note += f"; MPI yields its core while it waits ({process.YIELD}=1)"
         if MODELS[run.model].answers == "boxes":
             note += "; normalisers and statistics of batch norm travel by small sums, not by Horovod"
         return note

@@ -5,6 +5,7 @@ import ctypes
 import os
 from pathlib import Path
 
+YIELD = "OMPI_MCA_mpi_yield_when_idle"  # 1: Open MPI offers its core to others between two looks for a message
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
@@ -43,9 +44,9 @@ def share_cores() -> None:
     """Let Open MPI give up its core while it waits, unless the user has said otherwise; call before MPI starts.
 
     A rank gets as many cores as it has computing threads, and Horovod's own thread waits in MPI beside them: it would
-    spin on a core that the training needs. On two ranks of one core each that made a step of Horovod half as long again.
+    spin on a core that the training needs. On two ranks of one core each that made Horovod's step half as long again.
     """
-    os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
+    os.environ.setdefault(YIELD, "1")
 
 
 def stay_offline() -> None:
