@@ -1,5 +1,7 @@
 """The detector as a task: its gradients are Ultralytics' own, and its answers are in fractions of the picture."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from pneumo.models import Settings, yolov8
+from pneumo.models import Settings, yolo, yolov8
 from pneumo.models.task import Share, Team
 from pneumo.models.yolo import YoloTask
 
@@ -111,3 +113,17 @@ def test_frozen_layers_are_the_first_ones() -> None:
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     never = {"model.22.dfl.conv.weight"}  # counts from 0 to 15
     assert trained == {name for name, layer in layers.items() if layer >= 10} - never
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_export_writes_what_other_programs_read(
+    installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX only where its package is, which is nothing that has to be installed."""
+    if not installed:
+        monkeypatch.setattr(yolo, "find_spec", lambda _name: None)
+    elif not find_spec("onnx"):
+        pytest.skip("the package onnx is not installed")
+    task = YoloTask(Settings(SIZE, 1e-3, "ghost"))
+    task.export(task.build().state_dict(), tmp_path / "yolo-ddp-gloo-2x1")
+    assert {path.suffix for path in tmp_path.iterdir()} == ({".pt", ".onnx"} if installed else {".pt"})

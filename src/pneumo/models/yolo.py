@@ -1,6 +1,7 @@
 """The detector: YOLOv8n with one class, trained so that the result does not depend on the number of ranks."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from pneumo.models.batchnorm import Norms
 from pneumo.models.boxes import detect
 from pneumo.models.recipe import DetectorRecipe, decay_groups
 from pneumo.models.task import Answers, Pending, Recipe, Share, Task
-from pneumo.models.weights import fit, read, write_pt
+from pneumo.models.weights import fit, read, write_onnx, write_pt
 
 WEIGHT_DECAY = 5e-4
 
@@ -77,8 +78,10 @@ class YoloTask(Task):
         return share.total / max(scores, 1.0)
 
     def export(self, weights: Mapping[str, torch.Tensor], stem: Path) -> None:
-        """Write STEM.pt, which `ultralytics.YOLO` loads."""
+        """Write STEM.pt, which `ultralytics.YOLO` loads, and STEM.onnx where the package onnx is installed."""
         write_pt(weights, stem.with_name(f"{stem.name}.pt"), size=self.size)
+        if find_spec("onnx"):
+            write_onnx(weights, stem.with_name(f"{stem.name}.onnx"), size=self.size)
 
     def settle(self) -> None:
         """Make the running statistics equal on all ranks."""
