@@ -1,13 +1,14 @@
 """What the command lines have in common: values with commas, and what is wrong with a flag, in one sentence."""
 
 import difflib
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from cyclopts import CycloptsError, UnknownOptionError
+from cyclopts import App, CycloptsError, UnknownOptionError
 
-from pneumo.errors import Refused
+from pneumo.errors import PneumoError, Refused
 
 
 def split(_type: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
@@ -36,3 +37,15 @@ def one_sentence(flags: Iterable[str]) -> Iterator[None]:
         if isinstance(error.__cause__, Refused):
             raise error.__cause__ from None
         raise Refused(" ".join(str(error).split())) from None
+
+
+def run_app(app: App, flags: Iterable[str], argv: Sequence[str] | None) -> int:
+    """Run the one command of an app that needs no MPI world; returns the exit code: 0 done, 1 failed, 2 refused."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        with one_sentence(flags):
+            app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+    except PneumoError as error:
+        print(f"pneumo: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from pneumo.errors import PneumoError, Refused
-from pneumo.flags import one_sentence
+from pneumo.errors import Refused
+from pneumo.flags import run_app
 from pneumo.study.flight_recorder import write_flight_recorder
 from pneumo.study.trace import write_trace
 
@@ -37,18 +37,7 @@ def command(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 done, 1 failed, 2 refused."""
-    try:
-        with one_sentence(["--flight-recorder", "--help", "--run"]):
-            app(
-                sys.argv[1:] if argv is None else argv,
-                exit_on_error=False,
-                print_error=False,
-                result_action="return_value",
-            )
-    except PneumoError as error:
-        print(f"pneumo: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return run_app(app, ["--flight-recorder", "--help", "--run"], argv)
 
 
 if __name__ == "__main__":

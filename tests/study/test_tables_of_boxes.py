@@ -1,17 +1,21 @@
 """Boxes on their way through the files of a result."""
 # mypy: disable-error-code="import-untyped"
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import synthetic
 from pictures import Picture, detections, drawn_pictures
+from rich.console import Console
 
 from pneumo.errors import Refused
 from pneumo.study.boxes import PARTS, Detections, detection_rows, load_detections, truth_rows
 from pneumo.study.detection import detection_quality
 from pneumo.study.results import ResultFolder, load_table
+from pneumo.study.summary import summarize
+from pneumo.study.tables import show
 
 RUNS = synthetic.DEFAULT_RUNS[:2]
 
@@ -128,3 +132,22 @@ def test_arrays_that_do_not_fit_are_noticed(change: dict[str, object]) -> None:
     Detections(**{name: np.asarray(value) for name, value in good.items()})
     with pytest.raises(AssertionError):
         Detections(**{name: np.asarray(value) for name, value in (good | change).items()})
+
+
+def test_a_worse_detector_differs_from_the_serial_one_by_its_paired_interval(screen: Console, tmp_path: Path) -> None:
+    """The second run predicts nothing, so it is worse by all of the first one's mAP, in each resample of the images."""
+    pictures = {"calibrate": drawn_pictures(15, seed=1), "validate": drawn_pictures(30, seed=2)}
+    path = write(tmp_path, pictures, {part: list(range(len(of_part))) for part, of_part in pictures.items()})
+    result = ResultFolder(path)
+    for one in RUNS:
+        entry = synthetic.entry(RUNS.index(one), *one)
+        result.add_steps(synthetic.step_rows(entry, synthetic.block_lengths(entry, 6), skew_ns=1000))
+    result.flush()
+    serial, other = summarize(path).rows
+    assert serial.map_difference is None
+    assert (d := other.map_difference) is not None
+    assert d.estimate == -(serial.metrics["map50"] or 0) < -0.1
+    assert (-d.high, -d.low) == serial.intervals["map50"]
+    show(path, screen)
+    assert isinstance(screen.file, io.StringIO)
+    assert f"largest difference from serial {d.estimate:+.3f}" in " ".join(screen.file.getvalue().split())

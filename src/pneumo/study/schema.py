@@ -221,6 +221,14 @@ class AucDifference(_Strict, frozen=True, kw_only=True):
     p: float
 
 
+class MapDifference(_Strict, frozen=True, kw_only=True):
+    """The mAP@0.5 of a run minus the serial reference's on the same images, with its paired bootstrap interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
 class Subgroup(_Strict, frozen=True, kw_only=True):
     """The quality within one view, sex or age group."""
 
@@ -283,6 +291,7 @@ class Row(_Strict, frozen=True, kw_only=True):
     verdict: Verdict | None = None
     mcnemar_p: float | None = None
     auc_difference: AucDifference | None = None
+    map_difference: MapDifference | None = None
     subgroups: list[Subgroup] = []
     warmup_steps: int = 0
 

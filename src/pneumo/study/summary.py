@@ -12,12 +12,12 @@ from pneumo.study import breakdown
 from pneumo.study.account import TERMS, Account
 from pneumo.study.boxes import Detections, load_detections
 from pneumo.study.breakdown import Block
-from pneumo.study.detection import detection_quality
+from pneumo.study.detection import detection_quality, map_difference
 from pneumo.study.explain import Explainer
 from pneumo.study.metrics import Predictions, natural_prevalence, quality, subgroups, youden_threshold
 from pneumo.study.results import load_run, load_table, write_json
 from pneumo.study.rivals import Steps, rivals
-from pneumo.study.schema import AucDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
+from pneumo.study.schema import AucDifference, MapDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
 from pneumo.study.statistics import Estimate, compare, delong_difference, mcnemar, median
 
 
@@ -247,4 +247,7 @@ def _quality(run: RunFile, ours: Answers | None, theirs: Answers | None) -> dict
         if 0 < part.label.sum() < part.label.size:
             d = delong_difference(part.label, part.score, theirs.validate.score)
             found["auc_difference"] = AucDifference(estimate=d.value, low=d.low, high=d.high, p=d.p)
+        if ours.boxes is not None and theirs.boxes is not None and ours.boxes["validate"].positive.any():
+            e = map_difference(ours.boxes["validate"], theirs.boxes["validate"])
+            found["map_difference"] = MapDifference(estimate=e.value, low=e.low, high=e.high)
     return found
