@@ -1,6 +1,5 @@
 """The trainings of a study in their world: warmed up, advanced in turn, evaluated, and written down."""
 
-import logging
 import os
 import sys
 import time
@@ -60,15 +59,11 @@ class Job:
     def train(self) -> None:
         """Make the trainings, advance them block by block, and evaluate them."""
         world, study = self._world, self._study
-        if world.one_node:
-            os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-            os.environ["NCCL_SOCKET_IFNAME"] = "lo"
         from pneumo.timing.offsets import Offsets
 
         self._offsets = offsets = Offsets(world.comm)
         world.run_on_first(lambda: self.write_run("running"))
         self._say("starting torch on all ranks")
-        logging.getLogger("torch.distributed").setLevel(logging.ERROR)
         from pneumo.comm.groups import Groups
         from pneumo.train import Training
 

@@ -121,6 +121,8 @@ class World:
         self.hosts = sorted({host for host, _, _ in everyone})
         self.node_sizes = [1 + max(r for h, r, _ in everyone if h == host) for host in self.hosts]
         self.total_cores = sum(cores for _, local_rank, cores in everyone if local_rank == 0)
+        if self.one_node:
+            os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = "lo"
 
     def _check_start(self, started: Started) -> None:
         """End every rank, with one sentence, where this is no world that can work."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -43,10 +41,7 @@ class Parts:
 
 def run(options: Options, world: World) -> Findings:
     """Measure everything; the findings are whole on rank 0. Collective."""
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    if world.one_node:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     say, comms = Progress(world), ["gloo"] if missing() else ["pneumo", "gloo"]
     sizes = sorted({1, world.size})
     for ranks in sizes:

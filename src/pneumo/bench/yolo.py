@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -38,10 +36,7 @@ OURS, RIVAL = "pneumo, 1 rank", "Ultralytics, 1 process"
 
 def run(options: Options, world: World) -> Findings:
     """Measure in turns; the findings are whole on rank 0. Collective."""
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    if world.one_node:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     runs = {OURS: _run(0, "serial", "none", 1, options, world)}
     if world.size > 1:
         comm = "gloo" if missing() else "pneumo"

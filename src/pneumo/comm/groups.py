@@ -1,5 +1,6 @@
 """Process groups of torch.distributed inside an MPI world, made once for each (comm, number of ranks)."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,9 @@ class Groups:
         several = [ranks for ranks in small if ranks > 1 and missing() is None]
         if not wanted and not several:
             return
+        logging.getLogger("torch.distributed").setLevel(
+            logging.ERROR
+        )  # what its warnings say would be said once a rank
         self._store = make_store(comm, address)
         first = wanted[0][0] if wanted else "pneumo"
         dist.init_process_group(first, store=self._store, rank=comm.rank, world_size=comm.size, timeout=TIMEOUT)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -33,9 +31,6 @@ class Present:
 
 def load(names: Sequence[str], world: World) -> Present:
     """Load libraries by name, in their order; collective. What one rank lacks is absent on all."""
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
-    if world.one_node:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     absent = {name: why for name in names if (why := _missing(name, world)) is not None}
     absent = {name: why for found in world.comm.allgather(absent) for name, why in found.items()}
     wanted = [(name, world.size) for name in C10D if name in names and name not in absent]
