@@ -133,6 +133,15 @@ def test_weak_scaling_keeps_the_share_of_a_rank() -> None:
     assert all(r.global_batch == 4 * r.ranks for r in runs)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "asked", "groups"), [((1,), None, 2), ((1, 2), None, 2), ((1, 4), None, 4), ((1,), 4, 4), ((1, 4), 4, 4)]
+)
+def test_all_runs_have_the_same_virtual_groups(ranks: tuple[int, ...], asked: int | None, groups: int) -> None:
+    """Of about 8 images, as far as the ranks divide their number; the asked ones make studies of other ranks agree."""
+    runs = make(Study(model="yolo", ranks=ranks, global_batch=16, groups=asked)).runs
+    assert {run.groups for run in runs} == {groups}
+
+
 def test_missing_horovod_is_said_and_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "horovod_missing", lambda _device: "not built")
     made = make(Study())
@@ -149,6 +158,8 @@ def test_missing_horovod_is_said_and_not_skipped(monkeypatch: pytest.MonkeyPatch
         (Study(ranks=(1, 2), global_batch=31), ["31", "2"]),
         (Study(comm=("nccl",)), ["nccl", "no CUDA GPU"]),
         (Study(backends=("serial",), ranks=(2,)), ["serial", "2"]),
+        (Study(model="yolo", ranks=(1, 4), groups=2), ["--groups 2", "--ranks 1,4", "multiple of 4, at most 8"]),
+        (Study(model="yolo", ranks=(1, 4), global_batch=16, groups=20), ["--groups 20", "at most 16"]),
     ],
 )
 def test_refusals(study: Study, words: list[str]) -> None:

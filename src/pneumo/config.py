@@ -88,11 +88,16 @@ class Study:
     "Decides the split, the order, the augmentation and the first parameters (the built-in sample stays the same)."
 
     batch_norm: Annotated[Literal["sync", "ghost", "local"], _option(_DETECTOR)] = "ghost"
-    "Statistics of batch norm: sync (over all ranks), ghost (over small groups, the same for any ranks), or local."
+    "Statistics of batch norm: sync (over all ranks), ghost (over groups of images, the same for all runs), or local."
+    groups: Annotated[int | None, _option(_DETECTOR)] = None
+    (
+        "Groups of the global batch for --batch-norm ghost: about 8 images each, as far as all --ranks divide their "
+        "number. Studies with other --ranks train the same model only with the same number."
+    )
     weights: Annotated[Path | None, _option(_DETECTOR)] = None
     "A YOLOv8n checkpoint to begin with (random numbers)."
     freeze: Annotated[int, _option(_DETECTOR)] = 0
-    "Keep this many of the first layers as they are."
+    "Keep this many of the first layers of --weights as they are."
 
     study: Annotated[str, _option(_OUTPUT)] = "main"
     "The study's name: results go to a folder OUT/STUDY/TIME."
@@ -237,7 +242,7 @@ def _check(study: Study) -> None:
     for name in study.comm or ():
         if name not in COMMS:
             raise Refused(f"Unknown comm {name}: {nearest(name, COMMS)}.")
-    at_least_one = ("threads", "epochs", "blocks", "global_batch", "rank_batch")
+    at_least_one = ("threads", "epochs", "blocks", "global_batch", "rank_batch", "groups")
     for name in at_least_one:
         value = getattr(study, name)
         if value is not None and value < 1:
@@ -271,5 +276,12 @@ def _check_detector(study: Study) -> None:
     """Refuse what only the detector has, of another model or out of range."""
     if not 0 <= study.freeze <= DETECTOR_LAYERS:
         raise Refused(f"--freeze {study.freeze}: the detector has 0 to {DETECTOR_LAYERS} layers that can be frozen.")
-    if study.model != "yolo" and (study.weights is not None or study.freeze):
-        raise Refused(f"--weights and --freeze belong to --model yolo, and the model is {study.model}.")
+    if study.model != "yolo":
+        for flag in ("weights", "freeze", "groups", "batch_norm"):
+            if getattr(study, flag) != Study.__dataclass_fields__[flag].default:
+                name = flag.replace("_", "-")
+                raise Refused(f"--{name} belongs to --model yolo, and the model is {study.model}.")
+    if study.freeze and study.weights is None:
+        raise Refused(f"--freeze {study.freeze} keeps layers of a checkpoint; name one with --weights FILE.")
+    if study.groups and (study.batch_norm != "ghost" or study.rank_batch):
+        raise Refused("--groups are those of a --global-batch in --batch-norm ghost.")

@@ -57,6 +57,8 @@ def _without_world(command: Command | None) -> int:
     try:
         if command.json:
             places.require_file(command.json, "--json")
+        if (weights := command.study.weights) is not None and not weights.is_file():
+            raise Refused(f"--weights {weights}: there is no such file; name a YOLOv8n checkpoint.")
         plan = make_plan(command.study, world_size=size, cores=cores, local_size=size, gpus=process.gpu_count())
         _show_plan(command, plan, size, cores)
     except Refused as error:
@@ -87,7 +89,7 @@ def _show_plan(command: Command, plan: Plan, size: int, cores: int) -> None:
     for row, run in zip(rows, plan.runs, strict=True):
         print(
             f"  {run}: about {train} images an epoch, {row['steps_per_epoch']} steps of {run.global_batch}, "
-            f"{gradient_bytes / 1e6:.1f} MB of gradient a step"
+            f"{'at most ' * bool(study.freeze)}{gradient_bytes / 1e6:.1f} MB of gradient a step"
         )
     for gone in plan.missing:
         print(f"  {gone.backend} on {gone.ranks} ranks: left out, {gone.why}")
@@ -121,6 +123,7 @@ def _run(command: Command, world: World) -> int:
     say(_describe(world, plan))
     if MODELS[study.model].answers == "boxes":
         say(world.run_on_first(lambda: _first_weights(study)))
+        say(_statistics(study, plan))
     store = _preprocess(study, world, say)
     split = world.run_on_first(lambda: _parts(study, plan, store.index))
     results = world.run_on_first(lambda: _create(study))
@@ -138,7 +141,16 @@ def _first_weights(study: Study) -> str:
         return "the detector begins with random numbers; --weights FILE begins with a checkpoint"
     from pneumo.models import weights, yolov8
 
-    return weights.fit(yolov8.build(), weights.read(study.weights)).sentence
+    fitted = weights.fit(yolov8.build(), weights.read(study.weights)).sentence
+    return f"{fitted}; the first {study.freeze} layers stay as they are" if study.freeze else fitted
+
+
+def _statistics(study: Study, plan: Plan) -> str:
+    """Over which images batch norm takes its statistics."""
+    if study.batch_norm != "ghost":
+        return f"batch norm over {'all ranks' if study.batch_norm == 'sync' else 'the images of each rank'}"
+    shapes = {f"{run.groups} groups of {run.global_batch / run.groups:g} images" for run in plan.runs}
+    return f"batch norm over {' or '.join(sorted(shapes))} of a batch (--groups)"
 
 
 def _plan(study: Study, world: World) -> Plan:

@@ -139,13 +139,20 @@ def _usual_batch(study: Study, ranks: Collection[int]) -> int:
 
 
 def _groups(study: Study, asked: Collection[int], ranks: int) -> int:
-    """The virtual groups of a global batch: of about GROUP_IMAGES images, as many for any number of ranks.
+    """The virtual groups of a global batch: as many for any number of ranks, and of about GROUP_IMAGES images unless
+    their number is given; raises Refused for one that a number of ranks does not divide.
 
     With a batch a rank the groups of one rank are as many for any number of ranks, instead.
     """
     if study.rank_batch:
         return ranks * max(1, study.rank_batch // GROUP_IMAGES)
-    return virtual_groups(_batch(study, asked), math.lcm(*asked))
+    batch, common = _batch(study, asked), math.lcm(*asked)
+    if study.groups and (study.groups % common or study.groups > batch):
+        raise Refused(
+            f"--groups {study.groups} of a batch of {batch} images cannot be shared by --ranks "
+            f"{','.join(map(str, asked))}; use a multiple of {common}, at most {batch}."
+        )
+    return study.groups or virtual_groups(batch, common)
 
 
 def virtual_groups(batch: int, common: int) -> int:

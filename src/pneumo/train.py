@@ -148,7 +148,7 @@ class Training:
         torch.manual_seed(self._study.seed)
         model = self._task.build().to(self._backend.place.device)
         self._parameters = sum(p.numel() for p in model.parameters())
-        self._gradient_bytes = local_bytes(model.parameters())
+        self._gradient_bytes = local_bytes(p for p in model.parameters() if p.requires_grad)
         self._backend.prepare(model, self._task.optimizer, self._task.parts(model))
         self._recipe = self._task.recipe(model, self._backend.optimizer, sharded=self._backend.sharded)
         self._prepared = True
@@ -307,9 +307,9 @@ class Training:
         state = [
             value for values in self._backend.optimizer.state.values() for value in values.values()
         ]  # a sharded optimizer's values are sharded as well
-        held = local_bytes(self._backend.module.parameters())
-        buffers = local_bytes(self._backend.module.buffers())
-        total = 2 * held + buffers + local_bytes(state)  # parameters and as many bytes of gradients
+        module = self._backend.module
+        gradients = local_bytes(p for p in module.parameters() if p.requires_grad)
+        total = local_bytes([*module.parameters(), *module.buffers()]) + gradients + local_bytes(state)
         return Sizes(self._parameters, self._gradient_bytes, total, self._peak_bytes)
 
     def full_state(self) -> Mapping[str, torch.Tensor]:

@@ -403,6 +403,26 @@ def test_one_rank_keeps_the_plain_layer(mode: Mode) -> None:
     assert type(layer) is nn.BatchNorm2d
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_a_frozen_layer_normalises_by_what_it_has_and_keeps_it(mode: Mode, ranks: int) -> None:
+    """In training too, and nothing travels for it."""
+
+    def no_sum(_numbers: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a sum for a frozen layer")
+
+    layer = Case([[2]]).layer().requires_grad_(False)
+    before, expected = copy.deepcopy(layer.state_dict()), copy.deepcopy(layer).eval()
+    norms = Norms(layer, mode, no_sum, ranks)
+    norms.of_batch([2], ranks)
+    images = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    assert torch.equal(layer.train()(images), expected(images))
+    norms.settle()
+    plain(layer)
+    assert type(layer) is nn.BatchNorm2d
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
 @pytest.mark.parametrize("mode", ["ghost", "local"])
 def test_statistics_that_differ_between_ranks_are_not_used(mode: Mode) -> None:
     layer = nn.BatchNorm2d(3)

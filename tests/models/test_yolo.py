@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -113,6 +113,37 @@ def test_frozen_layers_are_the_first_ones() -> None:
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     never = {"model.22.dfl.conv.weight"}  # counts from 0 to 15
     assert trained == {name for name, layer in layers.items() if layer >= 10} - never
+
+
+@pytest.mark.parametrize("mode", ["sync", "ghost", "local"])
+def test_frozen_layers_stay_as_they_are_to_the_bit(mode: Literal["sync", "ghost", "local"]) -> None:
+    """Batch norm's statistics and the average of the weights included."""
+    frozen = 4
+    task = YoloTask(Settings(SIZE, 1e-3, mode, None, frozen))
+    torch.manual_seed(1)
+    model = task.build()
+    with torch.no_grad():
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                buffer.add_(0.1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = task.optimizer(model.parameters())
+    recipe = task.recipe(model, optimizer, sharded=False)
+    batch = share(4)
+    for progress in (0.2, 0.3):
+        (task.loss(model.train(), batch) / batch.total).backward()
+        recipe.adjust(task.factor(batch), progress)
+        optimizer.step()
+        optimizer.zero_grad()
+        recipe.follow()
+    with recipe.averaged():
+        task.settle()
+        after = model.state_dict()
+        for name, value in before.items():
+            if int(name.split(".")[1]) < frozen:
+                assert torch.equal(after[name], value), name
+            elif name.endswith("running_mean"):
+                assert not torch.equal(after[name], value), f"{name} is trained, so this test can fail"
 
 
 @pytest.mark.parametrize("installed", [True, False])

@@ -27,7 +27,8 @@ class Norms:
     Every nn.BatchNorm2d of `model` is converted in place and keeps its names, parameters and buffers: a state_dict is
     that of the plain model. Inputs are float32 or float64. `small_sum` sums a contiguous CPU tensor in place over the
     `ranks` ranks and returns it, the same on each of them. On one rank `sync` and `local` leave the plain layers as
-    they are. Raises PneumoError for batch norm of other kinds: see `_check`.
+    they are. Layers whose scales are not trained are frozen: they keep their running statistics and normalise by them,
+    in any mode. Raises PneumoError for batch norm of other kinds: see `_check`.
     """
 
     def __init__(self, model: nn.Module, mode: Mode, small_sum: SmallSum, ranks: int) -> None:
@@ -35,8 +36,10 @@ class Norms:
         found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
         for name, layer in found:
             _check(name, layer)
-        if ranks > 1 or mode == "ghost":
-            for _, layer in found:
+        for _, layer in found:
+            if not layer.weight.requires_grad:
+                _convert(layer, _FrozenNorm, self._share)
+            elif ranks > 1 or mode == "ghost":
                 _convert(layer, _KINDS[mode], self._share)
         self._layers = _layers(model)
 
@@ -58,7 +61,7 @@ class Norms:
         For `sync` there is nothing to do.
         """
         layers = self._layers if model is None else _layers(model)
-        unequal = [layer for layer in layers if not isinstance(layer, _SyncNorm)]
+        unequal = [layer for layer in layers if not isinstance(layer, _SyncNorm | _FrozenNorm)]
         if unequal and self._share.ranks > 1:
             buffers = [buffer for layer in unequal for buffer in (layer.running_mean, layer.running_var)]
             sums = self._share.sum(torch.cat([buffer.double() for buffer in buffers]))
@@ -130,6 +133,14 @@ class _Norm(nn.BatchNorm2d):
         This is below F.batch_norm, which refuses a single pixel.
         """
         return torch.batch_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, False)
+
+
+class _FrozenNorm(_Norm):
+    """Running statistics that stay as they are, in training too."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the images, normalised as in evaluation."""
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
 
 
 class _LocalNorm(_Norm):
@@ -279,6 +290,7 @@ class _Sync(torch.autograd.Function):
 
 
 _KINDS: dict[Mode, type[_Norm]] = {"sync": _SyncNorm, "ghost": _GhostNorm, "local": _LocalNorm}
+_OURS = (*_KINDS.values(), _FrozenNorm)
 
 
 def _layers(model: nn.Module) -> list[_Norm]:
@@ -298,7 +310,7 @@ def _check(name: str, layer: _BatchNorm) -> None:
 
 def _convert(layer: Any, kind: type[nn.BatchNorm2d], share: _Share | None) -> None:
     """Make a layer one of another kind; the object stays, with its parameters, buffers and hooks."""
-    if type(layer) not in (nn.BatchNorm2d, *_KINDS.values()):
+    if type(layer) not in (nn.BatchNorm2d, *_OURS):
         raise PneumoError(f"{type(layer).__name__} is sharded: load its full state into a new model instead.")
     layer.__class__ = kind
     if share is None:
