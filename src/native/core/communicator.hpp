@@ -23,7 +23,8 @@ enum class Kind : uint8_t {
     SCATTER,
     REDUCE_SCATTER,
     ALLTOALL,
-    BARRIER
+    BARRIER,
+    MONITORED_BARRIER
 };
 
 /// What a rank calls; every rank of a group must call the same.
@@ -82,7 +83,8 @@ class Communicator {
 
     /// No operation from now on; pending ones and those of peers that wait for this rank end with an error.
     virtual void abort(const std::string& reason) = 0;
-    /// This rank takes part no more; peers that still wait for it get an error. In order: nothing was pending.
+    /// This rank takes part no more; peers that still wait for it get an error. Messages of its own that no peer has
+    /// taken end with one, too; collectives have ended before.
     virtual void leave() = 0;
     /// Why nothing can be done any more, empty while it can.
     virtual std::string broken() const = 0;

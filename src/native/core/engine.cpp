@@ -19,7 +19,7 @@ constexpr milliseconds kExamine{100}, kExamineDeeply{500};
 
 void Operation::start() {
     life->started = now_ns();
-    deadline_ = timeout_.count() > 0 ? Clock::now() + timeout_ : Clock::time_point::max();
+    if (lane_ != nullptr) count_down();
     task_ = body_(*this);
     resume_point_ = task_.handle_;
 }
@@ -49,11 +49,16 @@ void Operation::end(std::exception_ptr error) {
     body_ = nullptr;  // frees what it captured
 }
 
-Engine::Engine(Doorbell& doorbell) : doorbell_(doorbell) {
-    for (int i = 0; i < 2; ++i) {
-        threads_.emplace_back([this] { progress_loop(); });
-        pthread_setname_np(threads_.back().native_handle(), "pneumo");
-    }
+Engine::Engine(Doorbell& doorbell) : doorbell_(doorbell) { add_thread(); }
+
+void Engine::add_thread() {
+    threads_.emplace_back([this] { progress_loop(); });
+    pthread_setname_np(threads_.back().native_handle(), "pneumo");
+}
+
+void Engine::expect_callbacks() {
+    std::lock_guard lock(mutex_);
+    if (threads_.size() < 2 && !stopping_ && usable_) add_thread();
 }
 
 Engine::~Engine() { shutdown(nullptr); }
@@ -308,7 +313,7 @@ void Engine::examine() {
     for (const auto& operation : active_) {
         if (operation->waiting_ == nullptr) continue;
         if (!operation->examine) continue;
-        const bool late = now >= operation->deadline_;
+        const bool late = now.time_since_epoch() >= operation->deadline_.load(std::memory_order_relaxed);
         try {
             if (auto error = operation->examine(*operation->waiting_, late, deep)) operation->interrupt(error);
         } catch (...) {

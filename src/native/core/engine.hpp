@@ -22,8 +22,8 @@ struct Lane {
 /// At any moment at most one thread *drives*: it resumes whatever can go on. A thread that waits for an operation
 /// drives by itself, so a blocking call costs no change of threads. The progress thread drives while nobody waits, and
 /// sleeps on the doorbell when nothing can go on. Completion callbacks are called by the progress threads alone,
-/// without the role: a callback may wait for other operations, and must not hold up who waits for something else. There
-/// are two such threads, so that one drives while the other is in a callback.
+/// without the role: a callback may wait for other operations, and must not hold up who waits for something else. Once
+/// there are callbacks there are two such threads, so that one drives while the other is in a callback.
 class Engine {
    public:
     /// `doorbell` is this process's; it must outlive the engine.
@@ -35,6 +35,8 @@ class Engine {
     void submit(std::shared_ptr<Operation> operation, bool awaited);
     /// Drive until the operation is done; false if `timeout` (0: none) is over before.
     bool wait(Operation& operation, std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
+    /// Be ready for completion callbacks; before the first one.
+    void expect_callbacks();
     /// Have every operation examined soon, from any thread.
     void nudge();
     /// End all that still runs with this error, and the threads; for the end of the process.
@@ -46,6 +48,7 @@ class Engine {
    private:
     using Lock = std::unique_lock<std::mutex>;
 
+    void add_thread();
     void progress_loop();
     /// One look at every operation; true if any went on. Needs the role, as all that follow do.
     bool poll();

@@ -24,6 +24,7 @@ const char* name_of(Kind kind) {
         case Kind::REDUCE_SCATTER: return "reduce_scatter";
         case Kind::ALLTOALL: return "all_to_all";
         case Kind::BARRIER: return "barrier";
+        case Kind::MONITORED_BARRIER: return "monitored_barrier";
     }
     return "?";
 }
@@ -60,7 +61,7 @@ Tuning Tuning::fit(Tuning wished, int size, size_t limit, bool arenas) {
     fitted.channel_bytes = fit(wished.channel_bytes, pair > header ? (pair - header) / Layout::kPieces : 0);
     fitted.one_shot_bytes = fit(wished.one_shot_bytes, limit / 8 / (ranks * 2) - kLine);
     fitted.chunk_bytes = fit(wished.chunk_bytes, limit * 15 / 32 / (ranks * Layout::kDepth));
-    if (fitted.channel_bytes < 4 * kLine || fitted.one_shot_bytes < one_shot || fitted.chunk_bytes < chunk) {
+    if (fitted.channel_bytes < kLine || fitted.one_shot_bytes < one_shot || fitted.chunk_bytes < chunk) {
         throw Error(Error::Kind::SYSTEM, std::to_string(size) + " ranks on a node need more than " +
                                              std::to_string(limit >> 20) +
                                              " MiB of shared memory for a group; raise PNEUMO_COMM_BYTES");
@@ -137,7 +138,11 @@ bool Group::read_places(std::vector<const std::byte*>& places) const {
 std::shared_ptr<Operation> Group::operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) {
     auto operation = std::make_shared<Operation>(std::move(body), timeout, lane);
     operation->patience = patience_;
-    operation->examine = [this](Waiting& waiting, bool late, bool deep) { return examine(waiting, late, deep); };
+    operation->examine = [this, message = lane == nullptr](Waiting& waiting, bool late, bool deep) {
+        if (!message || !left_) return examine(waiting, late, deep);
+        const std::string why = waiting.what() + " cannot be done: the process group was destroyed";
+        return std::make_exception_ptr(Error(Error::Kind::ABORTED, why));
+    };
     return operation;
 }
 
@@ -267,7 +272,9 @@ void Group::abort(const std::string& reason) {
 void Group::leave() {
     auto present = static_cast<uint32_t>(RankState::PRESENT);
     state(rank_).presence.compare_exchange_strong(present, RankState::LEFT, std::memory_order_release);
+    left_ = true;
     ring_all();
+    engine_.nudge();
 }
 
 std::exception_ptr Group::examine(Waiting& waiting, bool late, bool deep) {

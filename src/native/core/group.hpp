@@ -185,7 +185,7 @@ class Group final : public Communicator {
     mutable std::mutex broken_mutex_;
     std::string broken_;
     Error::Kind broken_kind_ = Error::Kind::ABORTED;
-    std::atomic<bool> is_broken_{false};
+    std::atomic<bool> is_broken_{false}, left_{false};
 };
 
 }  // namespace pneumo

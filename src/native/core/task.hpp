@@ -105,7 +105,8 @@ class Operation {
    public:
     using Body = std::function<Task(Operation&)>;
 
-    /// `body` makes the coroutine when the operation's turn comes; the timeout counts from there. 0: no timeout.
+    /// `body` makes the coroutine when the operation's turn comes; the timeout (0: none) counts from there, and that of
+    /// an operation without a lane, a message, from the first `awaited`: nobody knows when a peer will send.
     Operation(Body body, std::chrono::milliseconds timeout, Lane* lane = nullptr)
         : body_(std::move(body)), timeout_(timeout), lane_(lane) {}
 
@@ -131,6 +132,10 @@ class Operation {
     /// What it ended with, null after success; valid once done.
     std::exception_ptr error() const { return error_; }
     std::chrono::milliseconds timeout() const { return timeout_; }
+    /// Somebody waits for it now.
+    void awaited() {
+        if (lane_ == nullptr) count_down();
+    }
     Patience patience;
     /// For who keeps a record of it: what is left when the operation and all that it holds are gone.
     const std::shared_ptr<Life> life = std::make_shared<Life>();
@@ -148,6 +153,12 @@ class Operation {
     friend class Engine;
 
     void start();
+    /// Let the timeout begin, unless it has.
+    void count_down() {
+        auto never = kNever;
+        if (timeout_.count() > 0)
+            deadline_.compare_exchange_strong(never, (Clock::now() + timeout_).time_since_epoch());
+    }
     /// Whether it can go on; an error of what it waits for is its own, and nobody else's.
     bool runnable();
     void interrupt(std::exception_ptr error) { interruption_ = std::move(error); }
@@ -158,7 +169,8 @@ class Operation {
     Body body_;
     Task task_;
     std::chrono::milliseconds timeout_;
-    Clock::time_point deadline_{};
+    static constexpr Clock::duration kNever = Clock::duration::max();
+    std::atomic<Clock::duration> deadline_{kNever};  // since the clock's epoch
     Lane* lane_;
     Waiting* waiting_ = nullptr;
     std::coroutine_handle<> resume_point_;

@@ -136,7 +136,7 @@ WorkPtr PneumoBackend::issue(Issue issue) {
     operation->owner = node_;
     const std::weak_ptr<Operation> issued = operation;
     work->submit(std::move(operation), !issue.async);
-    if (issue.async) {
+    if (issue.async && issue.in_order) {
         std::lock_guard lock(issued_mutex_);
         const auto over = [](const auto& one) {
             const auto earlier = one.lock();

@@ -17,6 +17,9 @@ namespace {
 using pneumo::PneumoBackend;
 
 c10::intrusive_ptr<PneumoBackend> create(const c10d::DistributedBackendOptions& options, const py::object&) {
+    TORCH_CHECK(!options.enable_reconfigure,
+                "pneumo: init_process_group with enable_reconfigure is not supported: "
+                "a group keeps its ranks");
     std::vector<int> names(options.global_ranks_in_group.begin(), options.global_ranks_in_group.end());
     const auto timeout = std::chrono::duration_cast<std::chrono::milliseconds>(options.timeout);
     const py::gil_scoped_release released;
@@ -74,10 +77,14 @@ PYBIND11_MODULE(_native, module) {
     module.def(
         "use_mpi",
         [](const py::capsule& wire, int world_rank) {
-            pneumo::wire_maker = {reinterpret_cast<pneumo::WireMaker::Make>(wire.get_pointer()), world_rank};
+            pneumo::wire_maker.make = reinterpret_cast<pneumo::WireMaker::Make>(wire.get_pointer());
+            pneumo::wire_maker.world_rank = world_rank;
         },
         py::arg("wire"), py::arg("world_rank"),
         "Reach ranks on other nodes through MPI, with what _mpi.wire() returns.");
+    module.def(
+        "without_mpi", [](const std::string& why) { pneumo::wire_maker.missing = why; }, py::arg("why"),
+        "Say why ranks on other nodes cannot be reached through MPI.");
     module.def(
         "shutdown",
         [] {

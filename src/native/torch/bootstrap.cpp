@@ -221,11 +221,9 @@ std::shared_ptr<Node> bootstrap(c10d::Store& store, int rank, int size, const st
         world_ranks.push_back(other.world_rank);
     }
     if (nodes.size() > 1 && std::count(world_ranks.begin(), world_ranks.end(), -1) > 0) {
-        throw Error(Error::Kind::SYSTEM,
-                    "ranks " + std::to_string(names[static_cast<size_t>(nodes[0][0])]) + " and " +
-                        std::to_string(names[static_cast<size_t>(nodes[1][0])]) +
-                        " are on different nodes, which needs MPI: start all ranks with mpirun or srun "
-                        "and initialise MPI (import mpi4py.MPI) before the process group");
+        throw Error(Error::Kind::SYSTEM, "ranks " + std::to_string(names[static_cast<size_t>(nodes[0][0])]) + " and " +
+                                             std::to_string(names[static_cast<size_t>(nodes[1][0])]) +
+                                             " are on different nodes, which needs MPI: " + wire_maker.missing);
     }
     auto node = std::make_shared<Node>();
     auto group = share_memory(board, process.engine, node->segment, all, mine, rank, names);

@@ -14,6 +14,8 @@ struct WireMaker {
     using Make = std::unique_ptr<Wire> (*)(const std::vector<int>& world_ranks);
     Make make = nullptr;
     int world_rank = -1;
+    std::string missing =
+        "start all ranks with mpirun or srun and initialise MPI (import mpi4py.MPI) before the process group";
 };
 inline WireMaker wire_maker;
 

@@ -301,7 +301,9 @@ WorkPtr PneumoBackend::barrier(const c10d::BarrierOptions& opts) {
 void PneumoBackend::monitoredBarrier(const c10d::BarrierOptions& opts, bool /*wait_all_ranks*/) {
     // Every rank learns all that are missing: more than is asked for in either case.
     auto group = node_->communicator;
-    const auto body = [group](Operation& operation) { return group->barrier(operation, Call()); };
+    Call call;
+    call.kind = Kind::MONITORED_BARRIER;
+    const auto body = [group, call](Operation& operation) { return group->barrier(operation, call); };
     issue({OpType::BARRIER, "pneumo:monitored_barrier", {}, {}, body, opts.timeout, false})->wait();
 }
 

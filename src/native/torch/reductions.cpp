@@ -16,9 +16,9 @@ struct Reduction {
     Op op;
     Scale scale;
     bool averages;
-    int64_t width;         // kernel elements in one of the tensor's: 2 for a complex number
-    double factor = 1.0;   // by which this rank multiplies what it gives
-    bool widened = false;  // 16-bit floats travel as float32: products are not rounded before they are summed
+    int64_t width;                       // kernel elements in one of the tensor's: 2 for a complex number
+    double factor = 1.0;                 // by which this rank multiplies what it gives
+    std::optional<at::ScalarType> wide = std::nullopt;  // as what it travels, where a sum would lose in its own type
 };
 
 std::optional<DType> dtype_of(at::ScalarType type) {
@@ -50,14 +50,20 @@ Reduction reduction(const char* operation, const c10d::ReduceOp& op, at::ScalarT
             TORCH_CHECK(type != at::kBool, "pneumo: ", operation, " cannot average Booleans");
             result.scale.after = 1.0 / size;
             result.averages = true;
+            if (c10::isIntegralType(type, false) && c10::elementSize(type) < 8) {  // an average fits, a sum may not
+                result.wide = at::kLong;
+                result.dtype = DType::I64;
+            }
             break;
         case c10d::ReduceOp::PREMUL_SUM: {
             const auto* factor = static_cast<const c10d::PreMulSumSupplement*>(op.supplement_.get());
             TORCH_CHECK(factor != nullptr, "pneumo: ", operation, " with PREMUL_SUM needs a factor");
             result.factor =
                 factor->tensor_factor.defined() ? factor->tensor_factor.item<double>() : factor->double_factor;
-            result.widened = result.dtype == DType::F16 || result.dtype == DType::BF16;
-            if (result.widened) result.dtype = DType::F32;
+            if (result.dtype == DType::F16 || result.dtype == DType::BF16) {  // products are not rounded before the sum
+                result.wide = at::kFloat;
+                result.dtype = DType::F32;
+            }
             break;
         }
         case c10d::ReduceOp::PRODUCT: result.op = Op::PRODUCT; break;
@@ -77,7 +83,7 @@ Reduction reduction(const char* operation, const c10d::ReduceOp& op, at::ScalarT
 /// What this rank gives to a reduction: contiguous, and multiplied by its own factor, which other ranks need not share.
 at::Tensor given(const at::Tensor& tensor, const Reduction& how) {
     const at::AutoDispatchBelowADInplaceOrView guard;
-    const at::Tensor dense = how.widened ? tensor.to(at::kFloat).contiguous() : tensor.contiguous();
+    const at::Tensor dense = how.wide ? tensor.to(*how.wide).contiguous() : tensor.contiguous();
     if (how.factor == 1.0) return dense;
     at::Tensor scaled = at::empty_like(dense);
     const void* from = dense.const_data_ptr();
@@ -93,7 +99,7 @@ Call reducing(Call call, const Reduction& how) {
 
 /// Where the result of a reduction comes to: the tensor itself where it can.
 at::Tensor room_for_sum(const at::Tensor& tensor, const Reduction& how) {
-    return how.widened ? at::empty(tensor.sizes(), tensor.options().dtype(at::kFloat)) : room_for(tensor);
+    return how.wide ? at::empty(tensor.sizes(), tensor.options().dtype(*how.wide)) : room_for(tensor);
 }
 
 }  // namespace
@@ -105,7 +111,7 @@ WorkPtr PneumoBackend::allreduce(Tensors& tensors, const c10d::AllreduceOptions&
     const auto how = reduction("all_reduce", opts.reduceOp, tensor.scalar_type(), size_);
     const Call call = reducing(this->call(Kind::ALLREDUCE, tensor, tensor.numel() * how.width), how);
     auto group = node_->communicator;
-    if (tensor.is_contiguous() && how.factor == 1.0 && !how.widened) {
+    if (tensor.is_contiguous() && how.factor == 1.0 && !how.wide) {
         void* data = tensor.data_ptr();
         const auto body = [group, call, how, data](Operation& operation) {
             return group->allreduce(operation, call, data, data, how.dtype, how.scale);

@@ -38,10 +38,22 @@ void Work::submit(std::shared_ptr<Operation> operation, bool awaited) {
         self->ended_ = true;
         return static_cast<bool>(self->future_);
     };
-    operation_->completed = [self] { self->complete_future(self->future_); };
+    operation_->completed = [self] { self->complete(); };
     engine_.submit(operation_, awaited);
     if (awaited) wait_for(engine_, *operation_);
 }
+
+namespace {
+
+/// A blocked thread looks for signals now and then: Ctrl-C shall not wait for a peer.
+constexpr std::chrono::milliseconds kSlice{200};
+
+void check_signals() {
+    const pybind11::gil_scoped_acquire python;
+    if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+}
+
+}  // namespace
 
 bool wait_for(Engine& engine, Operation& operation, std::chrono::milliseconds timeout) {
     TORCH_CHECK(operation.done() || engine.usable(),
@@ -49,19 +61,21 @@ bool wait_for(Engine& engine, Operation& operation, std::chrono::milliseconds ti
                 "cannot wait for its operations");
     const auto limit = Clock::now() + timeout;
     for (;;) {
-        // A blocked thread looks for signals now and then: Ctrl-C shall not wait for a peer.
-        auto slice = std::chrono::milliseconds(200);
+        auto slice = kSlice;
         if (timeout.count() > 0)
             slice = std::min(slice, std::chrono::ceil<std::chrono::milliseconds>(limit - Clock::now()));
         if (slice.count() > 0 && engine.wait(operation, slice)) return true;
         if (timeout.count() > 0 && Clock::now() >= limit) return operation.done();
         if (!engine.usable()) return operation.done();
-        const pybind11::gil_scoped_acquire python;
-        if (PyErr_CheckSignals() != 0) throw pybind11::error_already_set();
+        check_signals();
     }
 }
 
-bool Work::isCompleted() { return operation_->done(); }
+bool Work::isCompleted() {
+    if (!operation_->done()) return false;
+    std::lock_guard lock(future_mutex_);
+    return !future_ || completed_;
+}
 
 bool Work::isSuccess() const { return operation_->done() && !operation_->error(); }
 
@@ -74,10 +88,12 @@ int Work::sourceRank() const { return source ? *source : c10d::Work::sourceRank(
 std::vector<at::Tensor> Work::result() { return outputs_; }
 
 bool Work::wait(std::chrono::milliseconds timeout) {
+    operation_->awaited();
     if (!wait_for(engine_, *operation_, timeout)) {
         TORCH_CHECK_WITH(DistBackendError, false, "pneumo: ", c10d::opTypeToString(retrieveOpType()), ", number ",
                          sequence_, " of its group, is not done after ", timeout.count(), " ms");
     }
+    settle();
     if (auto error = exception()) std::rethrow_exception(error);
     return true;
 }
@@ -86,6 +102,7 @@ void Work::abort() { TORCH_CHECK(false, "pneumo: one Work cannot be aborted, onl
 
 c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
     bool ended = false;
+    engine_.expect_callbacks();
     {
         std::lock_guard lock(future_mutex_);
         if (future_) return future_;
@@ -96,16 +113,38 @@ c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
     }
     if (ended) {
         engine_.wait(*operation_);  // its end is a matter of instructions
-        complete_future(future_);
+        complete();
     }
     return future_;
 }
 
-void Work::complete_future(const c10::intrusive_ptr<c10::ivalue::Future>& future) const {
+void Work::complete() {
+    {
+        std::lock_guard lock(future_mutex_);
+        if (!future_ || completing_ != std::thread::id()) return;
+        completing_ = std::this_thread::get_id();
+    }
     if (operation_->error()) {
-        future->setError(as_torch_error(operation_->error()));
+        future_->setError(as_torch_error(operation_->error()));
     } else {
-        future->markCompleted(lists.empty() ? c10::IValue(outputs_) : c10::IValue(lists));
+        future_->markCompleted(lists.empty() ? c10::IValue(outputs_) : c10::IValue(lists));
+    }
+    {
+        std::lock_guard lock(future_mutex_);
+        completed_ = true;
+    }
+    completed_now_.notify_all();
+}
+
+void Work::settle() {
+    if (!engine_.usable()) return;
+    complete();
+    std::unique_lock lock(future_mutex_);
+    const auto over = [this] { return !future_ || completed_ || completing_ == std::this_thread::get_id(); };
+    while (!completed_now_.wait_for(lock, kSlice, over)) {
+        lock.unlock();
+        check_signals();
+        lock.lock();
     }
 }
 

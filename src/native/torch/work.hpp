@@ -33,15 +33,21 @@ class Work final : public c10d::Work {
     std::vector<std::vector<at::Tensor>> lists;  // the Future's value where it is a list of lists, as Gloo has it
 
    private:
-    void complete_future(const c10::intrusive_ptr<c10::ivalue::Future>& future) const;
+    /// Complete the Future, if there is one, and call its callbacks, unless another thread has begun to.
+    void complete();
+    /// The same, and wait for that thread: what hangs on the Future is done when the Work is, as Gloo has it. Not if
+    /// this thread is in one of its callbacks.
+    void settle();
 
     Engine& engine_;
     std::shared_ptr<Operation> operation_;
     std::vector<at::Tensor> outputs_;
     const uint64_t sequence_;
-    std::mutex future_mutex_;
+    mutable std::mutex future_mutex_;  // guards what follows
+    std::condition_variable completed_now_;
     c10::intrusive_ptr<c10::ivalue::Future> future_;
-    bool ended_ = false;  // guarded by future_mutex_
+    bool ended_ = false, completed_ = false;
+    std::thread::id completing_;  // the thread that completes it or has
 };
 
 /// Wait for an operation's end with an eye on signals; false if `timeout` (0: none) is over before.

@@ -68,11 +68,14 @@ def _find_mpi() -> None:
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or not mpi.Is_initialized() or mpi.Is_finalized() or mpi.COMM_WORLD.size == 1:
         return
+    # Within a node MPI is not needed; beyond, the group's start says why it cannot be used.
     if mpi.Query_thread() < mpi.THREAD_MULTIPLE:
-        return  # within a node MPI is not needed; beyond, the group's start says that it is missing
+        _native.without_mpi("MPI was initialised without MPI_THREAD_MULTIPLE")
+        return
     try:
         wires = import_module("pneumo.comm._mpi")
-    except ImportError:
+    except ImportError as error:
+        _native.without_mpi(f"the part of the native layer for MPI does not load ({' '.join(str(error).split())})")
         return
     _native.use_mpi(wires.wire(), mpi.COMM_WORLD.rank)
 
