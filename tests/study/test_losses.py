@@ -52,7 +52,8 @@ def test_every_sentence_is_made_of_figures_of_its_row(tmp_path: Path) -> None:
     row = row_of(path)
     known = {term: value for term, value in row.loss.items() if value is not None}
     known |= {"lost_rank_s": row.lost_rank_s or 0, "residual_rank_s": row.residual_rank_s or 0}
-    known |= {"residual": row.residual_rank_s or 0, "rank_s": row.late[0].rank_s, "count": row.late[0].count}
+    known |= {"residual": row.residual_rank_s or 0, "main_rank_s": row.late[0].rank_s}
+    known |= {"late_rank_s": sum(one.rank_s for one in row.late), "late_count": sum(one.count for one in row.late)}
     for one in said(path):
         assert one.run == row.run
         assert one.figures, one.text
@@ -67,6 +68,34 @@ def test_the_late_rank_is_named_with_phase_and_cause(tmp_path: Path) -> None:
         "Rank 1 was the last at 8 collectives and cost the others 1.0 rank-seconds (40 ms a step each), 100 %" in text
     )
     assert "by what it did in backward: it was blocked, neither computing nor ready to run." in text
+
+
+def late_for_two_reasons(rank: int, step: int, phase: str) -> simulated.Cost | None:
+    """Rank 1 sleeps 30 ms or computes 25 ms in turns, rank 0 sleeps 35 ms every fourth step."""
+    if rank == 1 and phase == "backward" and step % 4 != 3:
+        return asleep(30 * MS) if step % 2 else (25 * MS, 25 * MS, 0)
+    return asleep(35 * MS) if (rank, phase, step % 4) == (0, "forward", 3) else None
+
+
+def test_the_late_rank_is_the_one_that_cost_most_in_all(screen: Console, tmp_path: Path) -> None:
+    """Over 8 steps: rank 1 cost 4 x 25 + 2 x 30 = 160 ms in two ways, rank 0 2 x 35 = 70 ms in one."""
+    path = simulated.study(tmp_path, 2, extra=late_for_two_reasons, style="fsdp")
+    text, row = " ".join(one.text for one in said(path)), row_of(path)
+    assert (row.late[0].rank, row.late[0].cause, row.late[0].count) == (1, "compute", 4)
+    assert [round(1e3 * one.rank_s) for one in row.late] == [100, 70, 60]
+    assert "Rank 1 was the last at 6 collectives and cost the others 0.2 rank-seconds (20 ms a step each), 70 %" in text
+    assert "62 % of that by what it did in backward: it had more to compute" in text
+    assert re.search(r"fsdp gloo 2 +1 +0\.160 +70 +6  backward  compute ", printed(screen, path))
+
+
+def test_late_begins_with_the_rank_that_cost_most(tmp_path: Path) -> None:
+    """Rank 0 cost more at once (2 x 35) than rank 1 in any of its ways (2 x 30, 2 x 25), and less in all."""
+
+    def extra(rank: int, step: int, phase: str) -> simulated.Cost | None:
+        return None if (rank, step % 4) == (1, 0) else late_for_two_reasons(rank, step, phase)
+
+    row = row_of(simulated.study(tmp_path, 2, extra=extra, style="fsdp"))
+    assert [(one.rank, round(1e3 * one.rank_s)) for one in row.late] == [(1, 60), (0, 70), (1, 50)]
 
 
 def test_what_one_rank_does_alone_is_named(tmp_path: Path) -> None:
@@ -120,7 +149,7 @@ def test_the_printed_account_adds_up(screen: Console, tmp_path: Path) -> None:
     assert len(terms) == 9
     assert sum(terms) == pytest.approx(lost, abs=0.5)
     assert "95 % interval over the blocks" in part
-    assert re.search(r"ddp gloo 4 +1  backward  sleep ", part)
+    assert re.search(r"ddp gloo 4 +1 .*  backward  sleep ", part)
     assert not re.search(r"-0\.0+\b", part)
 
 

@@ -13,6 +13,7 @@ from pneumo.study.cells import NOTHING, add_columns, decimals, legend, name_of, 
 from pneumo.study.collectives import Floats
 from pneumo.study.common_clock import describe
 from pneumo.study.explain import KINDS, Explainer
+from pneumo.study.late import by_rank
 from pneumo.study.scaling import fit, pop
 from pneumo.study.schema import Row, RunFile, Summary
 from pneumo.study.sentences import paragraphs
@@ -140,21 +141,23 @@ def _most_lost(lost: Floats | None, ranks: int) -> list[int]:
 
 
 def late(run: RunFile, summary: Summary) -> Iterable[RenderableType]:
-    """The ranks that the others waited for, worst first."""
+    """The ranks that the others waited for, worst first, and for each the most of why."""
     rows = [row for row in summary.rows if row.late]
     if not rows:
         return
     table = new_table("Who was late")
-    add_columns(
-        table, "run<", "rank", "in phase<", "because<", "others waited\nrank-s", "of peer\nwait %", "collec-\ntives"
-    )
+    add_columns(table, "run<", "rank", "others waited\nrank-s", "of peer\nwait %", "collec-\ntives")
+    add_columns(table, "of it in<", "because<", "rank-s", "collec-\ntives")
     for row in rows:
-        waited = row.loss["peer_wait"] or 1.0
-        for i, one in enumerate(row.late[:MOST_LATE]):
-            table.add_row(
-                *(name_of(row) if i == 0 else "", str(one.rank), one.phase, one.cause),
-                *(number(one.rank_s, decimals([waited])), f"{100 * one.rank_s / waited:.0f}", str(one.count)),
-            )
+        name, waited = name_of(row), row.loss["peer_wait"] or 1.0
+        for one in by_rank(row.late)[:MOST_LATE]:
+            cost = number(one.rank_s, decimals([waited])), f"{100 * one.rank_s / waited:.0f}", str(one.count)
+            first = [name, str(one.rank), *cost]
+            for part in one.parts[:MOST_LATE]:
+                of_it = number(part.rank_s, decimals([waited])), str(part.count)
+                table.add_row(*first, part.phase, part.cause, *of_it)
+                first = [""] * 5
+            name = ""
     yield table
     how = "the phase is where it exceeds the others' median most since its last wait, the cause what grew there"
     who = f"the last rank to arrive answers for what the others waited; {how}"

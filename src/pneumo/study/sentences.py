@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pneumo.study.account import NO_SHARES, Account
 from pneumo.study.cells import decimals, name_of
 from pneumo.study.common_clock import duration
+from pneumo.study.late import by_rank
 from pneumo.study.rivals import OPPOSITE, against
-from pneumo.study.schema import Figures, Late, Pair, Rivals, Row, VerdictName
+from pneumo.study.schema import Figures, Pair, Rivals, Row, VerdictName
 
 WORDS = {
     "peer_wait": "waiting for late ranks",
@@ -36,6 +37,7 @@ PARTS = {
     "queue_and_transfer_s": "queue and transfer",
 }
 RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED, CLOCK_LIMIT = 0.01, 0.05, 0.01, 0.25, 0.01
+ALL = 0.995  # a part that is told as the whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,18 +85,22 @@ def _largest(row: Row, lost: float, whole: float, cores: int) -> Iterable[Senten
 
 
 def _late(row: Row, whole: float) -> Iterable[Sentence]:
-    waited = row.loss["peer_wait"] or 0.0
-    if not row.late or row.late[0].rank_s < FAINT * whole:
+    """The rank that cost the others most, over all phases and causes, and what it did where it cost most of that."""
+    waited, late = row.loss["peer_wait"] or 0.0, by_rank(row.late)
+    if not late or late[0].rank_s < FAINT * whole:
         return
-    worst: Late = row.late[0]
+    worst, main = late[0], late[0].parts[0]
     each = _ms(worst.rank_s / (row.ranks - 1) / row.steps)
+    part = main.rank_s / worst.rank_s
+    by = "by" if part >= ALL else f"{100 * part:.0f} % of that by"
     yield _say(
         row,
         f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {worst.rank_s:.1f} "
-        f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all peer wait, by "
-        f"what it did in {worst.phase}: {CAUSES[worst.cause]}.",
-        rank_s=worst.rank_s,
-        count=worst.count,
+        f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all peer wait, {by} "
+        f"what it did in {main.phase}: {CAUSES[main.cause]}.",
+        late_rank_s=worst.rank_s,
+        late_count=worst.count,
+        main_rank_s=main.rank_s,
         peer_wait=waited,
     )
 
