@@ -14,13 +14,18 @@ from pneumo.study.collectives import Floats
 from pneumo.study.common_clock import describe
 from pneumo.study.explain import KINDS, Explainer
 from pneumo.study.late import by_rank
-from pneumo.study.scaling import fit, pop
+from pneumo.study.scaling import Fit, fit, pop, speedups
 from pneumo.study.schema import Row, RunFile, Summary
 from pneumo.study.sentences import paragraphs
 
 HEADERS = ("peer\nwait", "queue", "trans-\nfer", "data\nstall", "off-\nCPU", "repli-\ncated", "slower\non CPU", "other")
 COLUMNS = ("lost", *TERMS, "residual")
 MOST_LATE, MOST_RANKS = 3, 8
+LIMITS = {
+    "interval": "95 % interval over the fits of each block",
+    "range": "the range of the fits of each block: an interval needs 6 blocks",
+    "misfit": "95 % interval by how far the points are from the law",
+}
 
 
 def explain(folder: Path, run: RunFile, summary: Summary) -> dict[str, dict[int, Account]]:
@@ -186,27 +191,42 @@ def what_if(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> 
             times += [number(seconds, digits) for seconds in other.scenarios_s.values()]
         table.add_row(name_of(row), *shown, *times)
     yield table
-    yield legend(_about_what_if(run, summary))
+    yield legend([*_about_what_if(), *_laws(summary, accounts, run.cores), ("clock", describe(run))])
 
 
-def _about_what_if(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
+def _about_what_if() -> Iterable[tuple[str, str]]:
     yield "parallel", "time outside communication over all time; computation: that of serial over that of all ranks"
     yield "replay", "by how much the replay of the recorded dependencies misses the time as it was"
-    kinds: dict[tuple[str, str, int], dict[int, float]] = {}
+
+
+def _laws(summary: Summary, accounts: Mapping[int, Account], cores: int) -> Iterable[tuple[str, str]]:
+    """Amdahl's and Gunther's law fitted to the runs that differ in their ranks only, and what these cannot tell."""
+    alike: dict[str, list[Row]] = {}
     for row in summary.rows:
         if row.backend != "serial" and row.speedup is not None:
-            kinds.setdefault((row.backend, row.comm, row.threads), {})[row.ranks] = row.speedup.median
-    limits: dict[str, None] = {}
-    for (backend, comm, _), speedups in kinds.items():
+            threads = f" x {row.threads} threads" if row.threads > 1 else ""
+            alike.setdefault(f"{row.backend} {row.comm}{threads}", []).append(row)
+    limits, untold = set(), dict[str, list[str]]()
+    for name, rows in alike.items():
+        blocks = {row.ranks: speedups(accounts[row.run]) for row in rows if row.run in accounts}
+        points = {row.ranks: row.speedup.median for row in rows if row.speedup is not None}
         for law in ("Amdahl", "USL"):
-            found = fit(law, speedups, run.cores)
-            limits |= dict.fromkeys(found.cannot_tell)
+            found = fit(law, points, cores, blocks)
+            limits.add(found.limits)
+            for sentence in found.cannot_tell:
+                untold.setdefault(sentence, []).append(name)
             if found.parameters:
-                values = (
-                    f"{name} {p.value:.3f}" + ("" if p.low is None else f" ({p.low:.3f} to {p.high:.3f})")
-                    for name, p in found.parameters.items()
-                )
-                yield law, f"{backend} {comm}: " + ", ".join(values)
-    for limit in limits:
-        yield "but", limit
-    yield "clock", describe(run)
+                yield law, f"{name}: {_parameters(found)}"
+    for kind, meaning in LIMITS.items():
+        if kind in limits:
+            yield "limits", meaning
+    for sentence, names in untold.items():
+        yield "but", sentence if len(names) == len(alike) else f"{', '.join(names)}: {sentence}"
+
+
+def _parameters(found: Fit) -> str:
+    parts = (
+        f"{name} {p.value:.3f}" + ("" if p.low is None else f" ({p.low:.3f} to {p.high:.3f})")
+        for name, p in found.parameters.items()
+    )
+    return ", ".join(parts)
