@@ -133,6 +133,30 @@ def test_defects_are_said(tmp_path: Path) -> None:
     assert "rank 0 has no record of step 0, seq 0, group all" in text
 
 
+def test_all_figures_are_about_the_blocks_that_serial_has_too(screen: Console, tmp_path: Path) -> None:
+    """In block 2 of 3, which serial lacks, a step takes 200 ms more: it must be in no term, share or word."""
+
+    def extra(_rank: int, step: int, phase: str) -> simulated.Cost | None:
+        return asleep(200 * MS) if phase == "forward" and 4 <= step < 8 else None
+
+    runs = [simulated.SERIAL, ("fsdp", "gloo", 2, 1)]
+    serial = simulated.serial_rows(entry(0, *runs[0]), {16: simulated.share_ns(2)}, blocks=3)
+    rows, records = simulated.train(
+        entry(1, *runs[1]), simulated.plus(simulated.even(2), extra), Network(0, 10 * MS), style="fsdp", blocks=3
+    )
+    found = [r for r in serial if r["block"] != 2]
+    path = simulated.write(tmp_path, [(found, []), (rows, records)], runs)
+    row, step_s = row_of(path), (101 / 2 + 20) / 1e3
+    assert row.compared is not None
+    assert (row.compared.blocks, row.compared.steps, row.blocks, row.steps) == ([1, 3], 8, 3, 12)
+    assert row.compared.whole_rank_s == pytest.approx(2 * 8 * step_s)
+    assert row.lost_rank_s == pytest.approx(2 * 8 * 20e-3)
+    assert row.residual_fraction == pytest.approx(0)
+    assert f"({100 * 20e-3 / step_s:.0f} points of efficiency)" in said(path)[0].text
+    text = printed(screen, path)
+    assert text.count("fsdp gloo 2: only blocks 1, 3 of its 3, since serial lacks the others") == 2
+
+
 def test_nothing_is_said_of_a_serial_run(tmp_path: Path) -> None:
     summary = summarize(simulated.study(tmp_path, 2), write=False)
     assert sentences(summary.rows[0], None, 2) == []

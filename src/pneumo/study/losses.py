@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pneumo.study.account import NO_SHARES, TERMS, Account
-from pneumo.study.cells import NOTHING, add_columns, decimals, legend, name_of, new_table, number
+from pneumo.study.cells import NOTHING, add_columns, compared_blocks, decimals, legend, name_of, new_table, number
 from pneumo.study.collectives import Floats
 from pneumo.study.common_clock import describe
 from pneumo.study.explain import KINDS, Explainer
@@ -99,10 +99,11 @@ def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tup
     yield "residual", "what no measurement explains, above all blocking without a name"
     if any(row.loss["replicated"] is None for row in rows):
         yield "-", NO_SHARES
+    yield from compared_blocks(rows)
     items: dict[str, float] = {}
     for row in rows:
         for name, values in accounts[row.run].items.get("other", {}).items():
-            items[name] = max(items.get(name, 0.0), abs(float(values.sum())) / (row.ranks * row.total_s))
+            items[name] = max(items.get(name, 0.0), abs(float(values.sum())) / accounts[row.run].whole_s)
     parts = [f"{name} {100 * part:.1f}" for name, part in items.items() if part >= 0.0005]
     if parts:
         yield "other", "its parts, at most: " + ", ".join(parts)
@@ -121,7 +122,7 @@ def per_rank(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) ->
     rows = _compared(summary, accounts)
     if not rows:
         return
-    table = new_table("The same for each rank (seconds over the timed blocks)")
+    table = new_table("The same for each rank (seconds over the same blocks)")
     add_columns(table, "run<", "rank", "lost", *HEADERS, "residual", "hidden")
     for row in rows:
         account = accounts[row.run]
@@ -174,7 +175,7 @@ def what_if(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> 
     rows = [row for row in summary.rows if row.ranks > 1 and row.run in accounts]
     if not rows:
         return
-    table = new_table("Efficiencies after POP, and seconds of all blocks as they would have been")
+    table = new_table("Efficiencies after POP, and seconds of the same blocks as they would have been")
     add_columns(table, "run<", "parallel", "= load\nbalance", "x commu-\nnication", "compu-\ntation")
     add_columns(table, "as it\nwas s", "replay\n%", "no\ntransfer", "no late\npeers", "cores for\nall ranks")
     for row in rows:

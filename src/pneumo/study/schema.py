@@ -252,12 +252,24 @@ class Late(_Strict, frozen=True, kw_only=True):
     count: int
 
 
+class Compared(_Strict, frozen=True, kw_only=True):
+    """What an account is about: the timed blocks that the serial reference has too, all of them where there is none.
+
+    `steps` are a rank's over these blocks, `whole_rank_s` is their N*T_N.
+    """
+
+    blocks: list[int]
+    steps: int
+    whole_rank_s: float
+
+
 class Row(_Strict, frozen=True, kw_only=True):
     """One line of the comparison, identified by (backend, comm, ranks, threads).
 
-    `time_s` is a block's; `total_s`, `cpu_s` and the rank-seconds are about the timed training steps of all blocks.
-    Fields that need a serial reference are null where the study has none. `loss` has the terms of the account (see
-    `account`), null where the study cannot tell them.
+    `time_s` is a block's; `total_s` and `cpu_s` are about the timed training steps of all blocks, the rank-seconds
+    about those of the blocks in `compared`, of whose N*T_N `residual_fraction` is the residual's part. Fields that need
+    a serial reference are null where the study has none. `loss` has the terms of the account (see `account`), null
+    where the study cannot tell them.
     """
 
     model: str
@@ -294,6 +306,7 @@ class Row(_Strict, frozen=True, kw_only=True):
     map_difference: MapDifference | None = None
     subgroups: list[Subgroup] = []
     warmup_steps: int = 0
+    compared: Compared | None = None
 
 
 class Figures(_Strict, frozen=True, kw_only=True):

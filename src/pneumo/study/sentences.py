@@ -8,7 +8,7 @@ from pneumo.study.cells import decimals, name_of
 from pneumo.study.common_clock import duration
 from pneumo.study.late import by_rank
 from pneumo.study.rivals import OPPOSITE, against
-from pneumo.study.schema import Figures, Pair, Rivals, Row, VerdictName
+from pneumo.study.schema import Compared, Figures, Pair, Rivals, Row, VerdictName
 
 WORDS = {
     "peer_wait": "waiting for late ranks",
@@ -51,10 +51,11 @@ class Sentence:
 
 def sentences(row: Row, account: Account | None, cores: int) -> list[Sentence]:
     """What can be said of one run; `account` adds what is in no row: the replay, and faults of the records."""
-    lost, whole = row.lost_rank_s, row.ranks * row.total_s
-    if row.ranks == 1 or lost is None or whole <= 0:
+    lost, compared = row.lost_rank_s, row.compared
+    if row.ranks == 1 or lost is None or compared is None or compared.whole_rank_s <= 0:
         return []
-    found = [*_largest(row, lost, whole, cores), *_late(row, whole)]
+    whole = compared.whole_rank_s
+    found = [*_largest(row, lost, whole, cores), *_late(row, compared)]
     if account is not None:
         found += [*_crowded(row, account), *_clock(row, account), *_network(row, account)]
     return [*found, *_defects(row, whole, account), *(_records(row, account) if account else ())]
@@ -84,13 +85,13 @@ def _largest(row: Row, lost: float, whole: float, cores: int) -> Iterable[Senten
     )
 
 
-def _late(row: Row, whole: float) -> Iterable[Sentence]:
+def _late(row: Row, compared: Compared) -> Iterable[Sentence]:
     """The rank that cost the others most, over all phases and causes, and what it did where it cost most of that."""
     waited, late = row.loss["peer_wait"] or 0.0, by_rank(row.late)
-    if not late or late[0].rank_s < FAINT * whole:
+    if not late or late[0].rank_s < FAINT * compared.whole_rank_s:
         return
     worst, main = late[0], late[0].parts[0]
-    each = _ms(worst.rank_s / (row.ranks - 1) / row.steps)
+    each = _ms(worst.rank_s / (row.ranks - 1) / compared.steps)
     part = main.rank_s / worst.rank_s
     by = "by" if part >= ALL else f"{100 * part:.0f} % of that by"
     yield _say(

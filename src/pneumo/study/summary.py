@@ -17,7 +17,7 @@ from pneumo.study.explain import Explainer
 from pneumo.study.metrics import Predictions, natural_prevalence, quality, subgroups, youden_threshold
 from pneumo.study.results import load_run, load_table, write_json
 from pneumo.study.rivals import Steps, rivals
-from pneumo.study.schema import AucDifference, MapDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
+from pneumo.study.schema import AucDifference, Compared, MapDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
 from pneumo.study.statistics import Estimate, compare, delong_difference, mcnemar, median
 
 
@@ -155,7 +155,7 @@ def _row(
         state_bytes=entry.state_bytes,
         step_peak_bytes=entry.step_peak_bytes,
         cpu_s=timing.cpu_s,
-        **_account(timing, account),
+        **_account(account),
         **({"interval_kind": time.kind} | _against(timing, reference, run.cores)),
         **_quality(run, answers.get(entry.run), answers.get(first) if first not in (None, entry.run) else None),
     )
@@ -188,7 +188,7 @@ def _speeds(timing: Timing) -> dict[int, float]:
     return {number: block.images_per_s for number, block in timing.blocks.items()}
 
 
-def _account(timing: Timing, account: Account | None) -> dict[str, Any]:
+def _account(account: Account | None) -> dict[str, Any]:
     """N*T_N - T_1 in rank-seconds over the blocks that both have, T_1 for as many images, and what explains it."""
     if account is None:
         return {
@@ -198,14 +198,15 @@ def _account(timing: Timing, account: Account | None) -> dict[str, Any]:
             "residual_fraction": None,
             "late": [],
         }
-    residual = account.total("residual")
-    whole = timing.entry.ranks * timing.total_s
+    residual, whole = account.total("residual"), account.whole_s
+    steps = int(account.traffic.steps.sum())
     return {
         "lost_rank_s": account.total("lost"),
         "loss": {term: account.total(term) for term in TERMS},
         "residual_rank_s": residual,
         "residual_fraction": None if residual is None else residual / whole,
         "late": account.late,
+        "compared": Compared(blocks=list(account.blocks), steps=steps, whole_rank_s=whole),
     }
 
 

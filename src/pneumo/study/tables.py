@@ -16,6 +16,7 @@ from pneumo.study.cells import (
     NOTHING,
     add_columns,
     between,
+    compared_blocks,
     decimals,
     legend,
     limits,
@@ -128,6 +129,7 @@ def _how_to_read(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
         if {entry.device for entry in run.runs} == {"cpu"}:
             resources = "(cores that the run can use / cores that its serial run can use)"
         yield "of max", f"speedup / {resources}: how much of what the hardware allows was reached"
+        yield from compared_blocks(rows)
     else:
         yield "speedup", "none, since no serial run is there to compare with"
     ranges = [row for row in rows if row.interval_kind == "range"]
