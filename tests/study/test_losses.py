@@ -187,7 +187,9 @@ def test_validation_is_printed_beside_the_training(screen: Console, tmp_path: Pa
         ]
     path = simulated.write(tmp_path, [(serial, []), (rows, records)], runs)
     assert account_of(path, kind="validate").reference == 0
-    assert re.search(r"^ddp gloo 2 validate +-?\d", printed(screen, path), re.M)
+    text = printed(screen, path)
+    assert re.search(r"^ddp gloo 2 validate +-?\d", text, re.M)
+    assert "clock  ranks of one host" in text[text.index("Validation and checkpoints") :].split("\n\n")[0]
 
 
 def test_ten_times_the_steps_take_at_most_ten_times_as_long(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def losses(run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, A
         for row, kind in others:
             _add_points(table, f"{name_of(row)} {kind}", accounts[kind][row.run])
         yield table
+        yield legend([("clock", describe(run))])
 
 
 def _compared(summary: Summary, accounts: Mapping[int, Account]) -> list[Row]:

@@ -58,7 +58,7 @@ def show(folder: Path, console: Console | None = None, summary: Summary | None =
     accounts = losses.explain(folder, run, summary)
     parts = (
         *(comparison(run, summary), per_rank(folder, run, summary)),
-        *(losses.losses(run, summary, accounts), standings(summary)),
+        *(losses.losses(run, summary, accounts), standings(run, summary)),
         *(losses.per_rank(run, summary, accounts["train"]), losses.late(run, summary)),
         *(losses.what_if(run, summary, accounts["train"]), localization(summary)),
         *(quality(run, summary), groups(summary)),
