@@ -11,10 +11,8 @@ from rich.console import Console
 from simulated import MS, Network, asleep
 from synthetic import entry
 
-from pneumo.study.losses import explain
-from pneumo.study.results import load_run
 from pneumo.study.sentences import Sentence, paragraphs, sentences
-from pneumo.study.summary import summarize
+from pneumo.study.summary import derive, summarize
 from pneumo.study.tables import show
 
 
@@ -27,9 +25,8 @@ def crowded(_rank: int, _step: int, phase: str) -> simulated.Cost | None:
 
 
 def said(path: Path, cores: int = 2) -> list[Sentence]:
-    summary, run = summarize(path, write=False), load_run(path)
-    accounts = explain(path, run, summary)["train"]
-    return sentences(summary.rows[1], accounts[1], cores)
+    derived = derive(path)
+    return sentences(derived.summary.rows[1], derived.accounts["train"][1], cores)
 
 
 def printed(screen: Console, path: Path) -> str:
@@ -190,6 +187,37 @@ def test_validation_is_printed_beside_the_training(screen: Console, tmp_path: Pa
     text = printed(screen, path)
     assert re.search(r"^ddp gloo 2 validate +-?\d", text, re.M)
     assert "clock  ranks of one host" in text[text.index("Validation and checkpoints") :].split("\n\n")[0]
+
+
+def test_printing_makes_no_account_again(screen: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = simulated.study(tmp_path, 2)
+    derived = derive(path)
+
+    def again(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("pneumo.study.explain.Explainer.account", again)
+    show(path, screen, derived)
+    assert isinstance(screen.file, io.StringIO)
+    assert "Efficiencies after POP" in screen.file.getvalue()
+
+
+def test_the_parts_of_off_cpu_and_other_are_printed_for_each_run(screen: Console, tmp_path: Path) -> None:
+    """40 ms without a core in steps of 101 / 4 + 40 and 3 ms; rank 0 begins every block 20 ms late."""
+    path = simulated.study(tmp_path, 4, extra=crowded, begins=[20 * MS, 0, 0, 0])
+    row = row_of(path)
+    assert row.compared is not None
+    points = {
+        term: {name: 100 * value / row.compared.whole_rank_s for name, value in parts.items()}
+        for term, parts in row.items.items()
+    }
+    assert points["off_cpu"]["others"] > 50
+    assert points["other"]["begins late"] > 1
+    text = " ".join(printed(screen, path).split())
+    off_cpu = f"parts ddp gloo 4: off-CPU = others {points['off_cpu']['others']:.1f}"
+    assert f"{off_cpu}; other = begins late {points['other']['begins late']:.1f} " in text
+    even = printed(Console(file=io.StringIO(), width=100), simulated.study(tmp_path / "even", 4))
+    assert "\nparts" not in even
 
 
 def test_ten_times_the_steps_take_at_most_ten_times_as_long(tmp_path: Path) -> None:

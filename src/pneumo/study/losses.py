@@ -1,7 +1,6 @@
 """The printed account: where the efficiency went, for each run and rank, who was late, and what if."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from rich.console import RenderableType
@@ -12,7 +11,7 @@ from pneumo.study.account import NO_SHARES, TERMS, Account
 from pneumo.study.cells import NOTHING, add_columns, compared_blocks, decimals, legend, name_of, new_table, number
 from pneumo.study.collectives import Floats
 from pneumo.study.common_clock import describe
-from pneumo.study.explain import KINDS, Explainer
+from pneumo.study.explain import KINDS
 from pneumo.study.late import by_rank
 from pneumo.study.scaling import Fit, fit, pop, speedups
 from pneumo.study.schema import Row, RunFile, Summary
@@ -21,26 +20,12 @@ from pneumo.study.sentences import paragraphs
 HEADERS = ("peer\nwait", "queue", "trans-\nfer", "data\nstall", "off-\nCPU", "repli-\ncated", "slower\non CPU", "other")
 COLUMNS = ("lost", *TERMS, "residual")
 MOST_LATE, MOST_RANKS = 3, 8
+NOTABLE = 1.0  # points of efficiency
 LIMITS = {
     "interval": "95 % interval over the fits of each block",
     "range": "the range of the fits of each block: an interval needs 6 blocks",
     "misfit": "95 % interval by how far the points are from the law",
 }
-
-
-def explain(folder: Path, run: RunFile, summary: Summary) -> dict[str, dict[int, Account]]:
-    """The accounts of all runs in a summary by kind and run number, those of training with their replays."""
-    reference = {row.run: _reference(row, summary) for row in summary.rows}
-    explainer = Explainer(folder, run, {k: v for k, v in reference.items() if v is not None}, replay=True)
-    entries = {entry.run: entry for entry in run.runs}
-    made = {(kind, row.run): explainer.account(entries[row.run], kind) for row in summary.rows for kind in KINDS}
-    return {kind: {k[1]: found for k, found in made.items() if found and k[0] == kind} for kind in KINDS}
-
-
-def _reference(row: Row, summary: Summary) -> int | None:
-    """The serial run that a row was compared with: of those with its reference's threads the fastest one."""
-    serial = [r for r in summary.rows if r.backend == "serial" and r.threads == row.reference_threads]
-    return max(serial, key=lambda r: r.images / r.total_s).run if serial else None
 
 
 def losses(run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, Account]]) -> Iterable[RenderableType]:
@@ -101,13 +86,9 @@ def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tup
     if any(row.loss["replicated"] is None for row in rows):
         yield "-", NO_SHARES
     yield from compared_blocks(rows)
-    items: dict[str, float] = {}
     for row in rows:
-        for name, values in accounts[row.run].items.get("other", {}).items():
-            items[name] = max(items.get(name, 0.0), abs(float(values.sum())) / accounts[row.run].whole_s)
-    parts = [f"{name} {100 * part:.1f}" for name, part in items.items() if part >= 0.0005]
-    if parts:
-        yield "other", "its parts, at most: " + ", ".join(parts)
+        if parts := _parts(accounts[row.run]):
+            yield "parts", f"{name_of(row)}: {parts}"
     clocks = [d for row in rows if (d := accounts[row.run].durations.disagreement) is not None]
     if clocks:
         worst = max(clocks, key=abs)
@@ -116,6 +97,19 @@ def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tup
             "check",
             f"after the last arrival collectives took up to {100 * worst:+.1f} % by the clocks, against {free}",
         )
+
+
+def _parts(account: Account) -> str:
+    """What off-CPU and other consist of, in points, where any of it is worth the words."""
+    said = []
+    for term, word in (("off_cpu", "off-CPU"), ("other", "other")):
+        items = {
+            name: 100 * float(values.sum()) / account.whole_s for name, values in account.items.get(term, {}).items()
+        }
+        if any(abs(points) >= NOTABLE for points in items.values()):
+            parts = (f"{name} {points:.1f}" for name, points in items.items() if abs(points) >= 0.05)
+            said.append(f"{word} = {' + '.join(parts)}")
+    return "; ".join(said)
 
 
 def per_rank(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> Iterable[RenderableType]:

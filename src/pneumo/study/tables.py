@@ -33,7 +33,7 @@ from pneumo.study.metrics import MIN_SUBGROUP, is_sample, natural_prevalence
 from pneumo.study.results import load_run
 from pneumo.study.schema import PHASES, Row, RunEntry, RunFile, Summary
 from pneumo.study.standings import standings
-from pneumo.study.summary import summarize
+from pneumo.study.summary import Derived, derive
 
 WIDTH = 100
 MAX_RANKS = 16
@@ -48,14 +48,14 @@ def make_console(file: IO[str] | None = None) -> Console:
     return Console(file=file, width=width, force_terminal=terminal, highlight=False, emoji=False, markup=False)
 
 
-def show(folder: Path, console: Console | None = None, summary: Summary | None = None) -> None:
+def show(folder: Path, console: Console | None = None, derived: Derived | None = None) -> None:
     """Print everything about a result: comparison, verdicts, breakdown, account, quality, and where the files are.
 
-    The summary is made anew from the files unless given. Raises Refused where they are missing or damaged.
+    What is derived from the files is made anew unless given. Raises Refused where they are missing or damaged.
     """
     console, run = console or make_console(), load_run(folder)
-    summary = summary or summarize(folder, write=False)
-    accounts = losses.explain(folder, run, summary)
+    derived = derived or derive(folder)
+    summary, accounts = derived.summary, derived.accounts
     parts = (
         *(comparison(run, summary), per_rank(folder, run, summary)),
         *(losses.losses(run, summary, accounts), standings(run, summary)),
