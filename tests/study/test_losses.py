@@ -39,7 +39,7 @@ def test_more_ranks_than_cores_are_named_where_off_cpu_is_the_most(tmp_path: Pat
     path = simulated.study(tmp_path, 4, extra=crowded)
     row, text = row_of(path), said(path)[0].text
     share = 100 * (row.loss["off_cpu"] or 0) / (row.lost_rank_s or 1)
-    assert f"Of {row.lost_rank_s:.1f} rank-seconds lost" in text
+    assert f"Of {row.lost_rank_s:.2g} rank-seconds lost" in text
     assert f"{share:.0f} % is off-CPU: there are more ranks than cores (4 x 1 on 2)." in text
     assert "more ranks than cores" not in said(path, cores=8)[0].text
 
@@ -62,7 +62,7 @@ def test_every_sentence_is_made_of_figures_of_its_row(tmp_path: Path) -> None:
 def test_the_late_rank_is_named_with_phase_and_cause(tmp_path: Path) -> None:
     text = " ".join(one.text for one in said(simulated.study(tmp_path, 4, extra=sleepy, style="fsdp")))
     assert (
-        "Rank 1 was the last at 8 collectives and cost the others 1.0 rank-seconds (40 ms a step each), 100 %" in text
+        "Rank 1 was the last at 8 collectives and cost the others 0.96 rank-seconds (40 ms a step each), 100 %" in text
     )
     assert "by what it did in backward: it was blocked, neither computing nor ready to run." in text
 
@@ -80,7 +80,9 @@ def test_the_late_rank_is_the_one_that_cost_most_in_all(screen: Console, tmp_pat
     text, row = " ".join(one.text for one in said(path)), row_of(path)
     assert (row.late[0].rank, row.late[0].cause, row.late[0].count) == (1, "compute", 4)
     assert [round(1e3 * one.rank_s) for one in row.late] == [100, 70, 60]
-    assert "Rank 1 was the last at 6 collectives and cost the others 0.2 rank-seconds (20 ms a step each), 70 %" in text
+    assert (
+        "Rank 1 was the last at 6 collectives and cost the others 0.16 rank-seconds (20 ms a step each), 70 %" in text
+    )
     assert "62 % of that by what it did in backward: it had more to compute" in text
     assert re.search(r"fsdp gloo 2 +1 +0\.160 +70 +6  backward  compute ", printed(screen, path))
 
@@ -187,6 +189,25 @@ def test_validation_is_printed_beside_the_training(screen: Console, tmp_path: Pa
     text = printed(screen, path)
     assert re.search(r"^ddp gloo 2 validate +-?\d", text, re.M)
     assert "clock  ranks of one host" in text[text.index("Validation and checkpoints") :].split("\n\n")[0]
+
+
+def test_what_costs_is_said_where_nothing_is_lost_on_balance(tmp_path: Path) -> None:
+    """Each of two ranks computes 30 ms less than its half of 101 ms and waits 20 ms: steps of 40.5 ms."""
+
+    def extra(_rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return (-30 * MS, -30 * MS, 0) if phase == "backward" else None
+
+    path = simulated.study(tmp_path, 2, extra=extra, style="fsdp", buckets=1, network=Network(0, 20 * MS))
+    text = said(path)[0].text
+    assert "Nothing is lost on balance (0.16 rank-seconds less than serially): transfer costs 49 points" in text
+
+
+def test_the_check_of_clocks_names_its_run_and_amount(screen: Console, tmp_path: Path) -> None:
+    """8 collectives of 10 ms on 2 ranks take 0.16 rank-seconds in blocks of 2 x 8 x 60.5 ms, by either way."""
+    path = simulated.study(tmp_path, 2, style="fsdp", buckets=1, network=Network(0, 10 * MS))
+    text = " ".join(printed(screen, path).split())
+    assert "0.160 rank-seconds by the clocks and 0.160 by their least duration over the ranks" in text
+    assert "(fsdp gloo 2, where they differ most: by +0.0 points)" in text
 
 
 def test_printing_makes_no_account_again(screen: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,13 +89,23 @@ def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tup
     for row in rows:
         if parts := _parts(accounts[row.run]):
             yield "parts", f"{name_of(row)}: {parts}"
-    clocks = [d for row in rows if (d := accounts[row.run].durations.disagreement) is not None]
-    if clocks:
-        worst = max(clocks, key=abs)
-        free = "least durations, which need no clock"
+    yield from _clock_check(rows, accounts)
+
+
+def _clock_check(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tuple[str, str]]:
+    """How far two ways to tell what collectives took differ, in the run where that matters most, and why they may."""
+    compared = {row.run: accounts[row.run].durations for row in rows if accounts[row.run].durations.collectives}
+    points = {k: 100 * (d.clocked_s - d.clock_free_s) / accounts[k].whole_s for k, d in compared.items()}
+    if points:
+        most = max(points, key=lambda run: abs(points[run]))
+        name, two = next(name_of(row) for row in rows if row.run == most), compared[most]
+        digits = decimals([two.clocked_s])
         yield (
             "check",
-            f"after the last arrival collectives took up to {100 * worst:+.1f} % by the clocks, against {free}",
+            f"after their last rank's arrival collectives took, blocked or hidden, {two.clocked_s:.{digits}f} "
+            f"rank-seconds by the clocks and {two.clock_free_s:.{digits}f} by their least duration over the ranks, "
+            f"which needs no clock ({name}, where they differ most: by {points[most]:+.1f} points); what "
+            "differs beyond the clocks' error are ranks that learn late of the end",
         )
 
 

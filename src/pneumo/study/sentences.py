@@ -66,19 +66,22 @@ def _say(row: Row, text: str, **figures: float) -> Sentence:
 
 
 def _largest(row: Row, lost: float, whole: float, cores: int) -> Iterable[Sentence]:
-    if lost <= 0:
-        yield _say(row, f"nothing is lost: {-lost:.1f} rank-seconds less than serially.", lost_rank_s=lost)
-        return
     named = {term: value for term, value in row.loss.items() if value is not None}
     named["residual"] = row.residual_rank_s or 0.0
     term = max(named, key=lambda name: named[name])
+    if lost <= 0:
+        text = f"nothing is lost on balance ({_amount(-lost)} rank-seconds less than serially)"
+        if (points := 100 * named[term] / whole) >= 1:
+            text += f": {WORDS[term]} costs {points:.0f} points of efficiency, and other parts take less than serially"
+        yield _say(row, f"{text}.", lost_rank_s=lost, **{term: named[term]})
+        return
     share, crowd = named[term] / lost, row.ranks * row.threads > cores
     why = ""
     if term == "off_cpu" and crowd:
         why = f": there are more ranks than cores ({row.ranks} x {row.threads} on {cores})"
     yield _say(
         row,
-        f"of {lost:.1f} rank-seconds lost ({100 * lost / whole:.0f} points of efficiency), {100 * share:.0f} % is "
+        f"of {_amount(lost)} rank-seconds lost ({100 * lost / whole:.0f} points of efficiency), {100 * share:.0f} % is "
         f"{WORDS[term]}{why}.",
         lost_rank_s=lost,
         **{term: named[term]},
@@ -96,7 +99,7 @@ def _late(row: Row, compared: Compared) -> Iterable[Sentence]:
     by = "by" if part >= ALL else f"{100 * part:.0f} % of that by"
     yield _say(
         row,
-        f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {worst.rank_s:.1f} "
+        f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {_amount(worst.rank_s)} "
         f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all peer wait, {by} "
         f"what it did in {main.phase}: {CAUSES[main.cause]}.",
         late_rank_s=worst.rank_s,
@@ -242,6 +245,11 @@ def _less_or_more(part: str, seconds: Mapping[str, float]) -> str:
     if part == "outside_s" and "off_cpu_s" in seconds:
         text += f" (waiting for a core: {_ms(seconds['off_cpu_s'])})"
     return text
+
+
+def _amount(rank_s: float) -> str:
+    """Rank-seconds with one decimal, or what is less than 1 with one or two digits."""
+    return f"{rank_s:.1f}" if rank_s >= 1 else f"{rank_s:.2g}"
 
 
 def _ms(seconds: float) -> str:
