@@ -31,7 +31,9 @@ def test_two_ranks_are_one_world_and_rank_0_speaks(mpirun: Launcher, tmp_path: P
     ]
     assert "bad" not in states(tmp_path / "d.json").values()
     assert report["clock"]["hosts"][0]["ranks"] == [0, 1]
-    assert "one host share one clock (error below 1 us; round trips between them agree within" in result.stdout
+    assert (
+        "one host share one clock (error below 1 us; round trips, a rougher check, exclude more than" in result.stdout
+    )
 
 
 def test_clocks_that_are_known_roughly_are_a_warning() -> None:

@@ -314,16 +314,16 @@ class Job:
     def finish(self) -> None:
         """Write what is left, derive the summary and print it; on rank 0."""
         from pneumo.study.results import write_atomic
-        from pneumo.study.summary import summarize
+        from pneumo.study.summary import derive
         from pneumo.study.tables import make_console, show
         from pneumo.study.trace import write_trace
 
         self._results.flush()
         self.write_run("done")
-        summary = summarize(self._results.path)
-        show(self._results.path, make_console(), summary)
+        derived = derive(self._results.path, write=True)
+        show(self._results.path, make_console(), derived)
         with (self._results.path / "log.txt").open("a") as log:
-            show(self._results.path, make_console(log), summary)
+            show(self._results.path, make_console(log), derived)
         if self._study.rank_batch:
             self._say(
                 "weak scaling: all runs made the same number of steps, so k ranks trained for k times the epochs of "

@@ -9,7 +9,7 @@ from cyclopts import App, Parameter
 
 from pneumo.flags import run_app
 from pneumo.study.results import write_json
-from pneumo.study.summary import summarize
+from pneumo.study.summary import derive
 from pneumo.study.tables import show
 
 app = App(name="python -m pneumo.report", version_flags=[], help_format="markdown")
@@ -26,10 +26,10 @@ def command(
 
     Nothing in the result is changed, so it may be an archived copy on any machine.
     """
-    summary = summarize(result, write=False)
-    show(result, summary=summary)
+    derived = derive(result)
+    show(result, derived=derived)
     if json is not None:
-        write_json(json, summary)
+        write_json(json, derived.summary)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

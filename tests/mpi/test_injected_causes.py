@@ -20,11 +20,10 @@ from pneumo.study import breakdown
 from pneumo.study.account import Account
 from pneumo.study.collectives import StepKeys, load, split
 from pneumo.study.explain import Explainer
-from pneumo.study.losses import explain
 from pneumo.study.results import load_run
 from pneumo.study.schema import RunFile
 from pneumo.study.sentences import paragraphs
-from pneumo.study.summary import summarize
+from pneumo.study.summary import derive
 
 PARALLEL = [(*pair, n) for n in (2, 4) for pair in (("ddp", "gloo"), ("ddp", "pneumo"), ("horovod", "mpi"))]
 FSDP = [("fsdp", "pneumo", n) for n in (2, 4)]
@@ -219,10 +218,9 @@ def by_step(causes: Causes, run: Measured) -> tuple[set[float], float, float]:
 
 def test_what_rank_0_does_alone_is_said_in_words(causes: Causes) -> None:
     about = causes.file.config["cases"]["alone"]
-    summary = summarize(causes.folder, write=False)
-    rows = [row for row in summary.rows if row.run in about["runs"]]
-    accounts = explain(causes.folder, causes.file, msgspec.structs.replace(summary, rows=rows))["train"]
-    said = paragraphs(rows, accounts, causes.file.cores)
+    derived = derive(causes.folder)
+    rows = [row for row in derived.summary.rows if row.run in about["runs"]]
+    said = paragraphs(rows, derived.accounts["train"], causes.file.cores)
     assert len(said) == len(rows)
     for text in said:
         assert "Rank 0 was the last at" in text

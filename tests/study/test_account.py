@@ -366,6 +366,8 @@ def test_the_contract_of_the_summary(tmp_path: Path) -> None:
     rows = json.loads((path / "summary.json").read_text())["rows"]
     assert [list(row["loss"]) for row in rows] == [list(TERMS)] * 2
     assert set(rows[0]["loss"].values()) == {0.0}
+    for term, parts in rows[1]["items"].items():
+        assert sum(parts.values()) == pytest.approx(rows[1]["loss"][term], abs=1e-9)
     assert rows[1]["residual_fraction"] * 2 * rows[1]["total_s"] == pytest.approx(rows[1]["residual_rank_s"], abs=1e-9)
 
 

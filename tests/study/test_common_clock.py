@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import simulated
+import test_rivals
 from accounts import account_of, closes, row_of
 from clocks import Ahead, measured, restamp, sample, trips, two_hosts
 from hypothesis import given
@@ -185,7 +186,7 @@ def test_the_bound_is_said_in_words(tmp_path: Path) -> None:
     assert said.startswith("2 hosts, offsets within ")
     assert "drift up to 4 ppm" in said
     assert said.endswith(
-        "ranks of one host share one clock (error below 1 us; round trips between them agree within 0.6 us)"
+        "ranks of one host share one clock (error below 1 us; round trips, a rougher check, exclude more than 0.6 us)"
     )
     assert cc.UNKNOWN in describe(run_file(hosts=["a", "b"]))
     alone = two_hosts([], [], 2)
@@ -210,6 +211,19 @@ def test_tables_that_compare_ranks_print_the_bound(
     text = " ".join(screen.file.getvalue().split())
     assert ("The ranks' clocks agree within 2.1 ms, over" in text) == uncertain
     assert ("uncertain of waiting for late ranks" in text) == uncertain
+
+
+def test_comparisons_of_backends_print_the_bound(screen: Console, tmp_path: Path) -> None:
+    path = test_rivals.write(tmp_path, (test_rivals.DDP, test_rivals.FAST), (test_rivals.FSDP, test_rivals.FAST))
+    clock = Ahead(START_NS, 1000 * S, 3e-6)
+    samples = measured(clock, [START_NS + b * 10**12 - S for b in range(1, 8)], rank=2)
+    restamp(path, clock, [2, 3], two_hosts([2, 3], samples, 4))
+    show(path, screen)
+    assert isinstance(screen.file, io.StringIO)
+    parts = screen.file.getvalue().split("\n\n")
+    for title in ("Backends side by side", "Each against the first"):
+        text = " ".join(next(part for part in parts if part.startswith(title)).split())
+        assert "clock 2 hosts, offsets within " in text, title
 
 
 @pytest.mark.parametrize(

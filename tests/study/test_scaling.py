@@ -12,7 +12,7 @@ from simulated import MS, Network, asleep
 
 from pneumo.study.explain import Explainer
 from pneumo.study.results import load_run
-from pneumo.study.scaling import fit, pop
+from pneumo.study.scaling import fit, pop, speedups
 
 
 def test_pop_of_an_even_training_loses_by_communication_only(tmp_path: Path) -> None:
@@ -94,3 +94,47 @@ def test_too_few_points_are_said() -> None:
 def test_more_ranks_than_cores_are_said() -> None:
     said = " ".join(fit("Amdahl", {2: 1.8, 4: 1.9, 8: 1.9}, cores=2).cannot_tell)
     assert "At 4, 8 ranks on 2 cores" in said
+
+
+@given(st.dictionaries(st.sampled_from([2, 4, 8, 16]), st.floats(0.05, 40), min_size=1))
+@settings(deadline=None)
+def test_no_limit_leaves_its_parameters_domain(points: dict[int, float]) -> None:
+    for law, most in (("Amdahl", {"serial fraction": 1}), ("USL", {"contention": 1, "coherency": np.inf})):
+        for name, p in fit(law, points, cores=16).parameters.items():
+            assert 0 <= p.value <= most[name]
+            if p.low is not None and p.high is not None:
+                assert 0 <= p.low <= p.value <= p.high <= most[name]
+
+
+def test_a_law_at_its_limit_does_not_pass_for_a_fit() -> None:
+    """Amdahl's law gives no speedup below 1: at 0.52 the nearest is 1, 92 % above it."""
+    slower = fit("Amdahl", {2: 0.52}, cores=2)
+    said = " ".join(slower.cannot_tell)
+    assert slower.parameters["serial fraction"].value == pytest.approx(1)
+    assert "at its limit of 1: slower than serial, which Amdahl cannot describe" in said
+    assert "misses its 1 point by up to 92 %" in said
+    assert "exactly" not in said
+    faster = " ".join(fit("Amdahl", {2: 2.5}, cores=2).cannot_tell)
+    assert "at its limit of 0." in faster
+    assert "misses its 1 point by up to 25 %" in faster
+
+
+@pytest.mark.parametrize(("blocks", "kind"), [(6, "interval"), (2, "range")])
+def test_blocks_give_limits_where_one_point_leaves_no_freedom(blocks: int, kind: str) -> None:
+    fractions = np.linspace(0.1, 0.3, blocks)
+    by_block = {2: {i: 1 / (f + (1 - f) / 2) for i, f in enumerate(fractions.tolist())}}
+    found = fit("Amdahl", {2: 1 / (0.2 + 0.8 / 2)}, cores=2, blocks=by_block)
+    p = found.parameters["serial fraction"]
+    # Of 6 blocks the exact signed-rank interval leaves out no pair's mean.
+    assert (p.value, p.low, p.high) == pytest.approx((0.2, 0.1, 0.3))
+    assert found.limits == kind
+    alone = fit("Amdahl", {2: 1.5}, cores=2, blocks={2: {0: 1.5}})
+    assert (alone.limits, alone.parameters["serial fraction"].low) == (None, None)
+
+
+def test_speedups_of_blocks_are_ratios_of_lengths(tmp_path: Path) -> None:
+    def extra(rank: int, step: int, phase: str) -> simulated.Cost | None:
+        return asleep(10 * MS) if (rank, phase) == (1, "forward") and step >= 4 else None
+
+    account = account_of(simulated.study(tmp_path, 2, extra=extra, style="fsdp", network=Network(0, 5 * MS)))
+    assert speedups(account) == pytest.approx({1: 101 / (101 / 2 + 10), 2: 101 / (101 / 2 + 20)})

@@ -1,6 +1,7 @@
 """summary.json against figures that the synthetic result was made from."""
 # mypy: disable-error-code="import-untyped"
 
+import json
 import math
 from pathlib import Path
 
@@ -8,15 +9,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import simulated
 import synthetic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
+from simulated import MS, Network
 
 from pneumo.study import breakdown
 from pneumo.study.results import load_run, load_table
 from pneumo.study.schema import PHASES, Row, Summary
-from pneumo.study.summary import summarize
+from pneumo.study.summary import derive, summarize
 
 SERIAL, ALL_CORES, DDP2, DDP4 = (
     ("serial", "none", 1, 1),
@@ -255,3 +258,26 @@ def test_weak_scaling_is_compared_by_images(tmp_path: Path) -> None:
     assert row.speedup is not None
     assert row.speedup.median == pytest.approx(2.0, rel=1e-6)
     assert row.lost_rank_s == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_else_an_account_tells_is_in_the_summary(tmp_path: Path) -> None:
+    """Two ranks wait 10 ms for each of two collectives a step, in training and, ten seconds later, in validation."""
+    runs = [simulated.SERIAL, ("fsdp", "gloo", 2, 1)]
+    serial = simulated.serial_rows(synthetic.entry(0, *runs[0]), {16: simulated.share_ns(2)})
+    rows, records = simulated.train(synthetic.entry(1, *runs[1]), simulated.even(2), Network(0, 10 * MS), style="fsdp")
+    for found in (serial, rows):
+        found += [
+            r | {"kind": "validate", "step": 99, "begin_ns": r["begin_ns"] + 10**10} for r in found if r["step"] == 7
+        ]
+    path = simulated.write(tmp_path, [(serial, []), (rows, records)], runs)
+    derived, written = derive(path, write=True), json.loads((path / "summary.json").read_text())
+    row, step = written["rows"][1], 101 / 2 + 20
+    replayed, pop, validated = row["what_if"], row["pop"], row["accounts"]["validate"]
+    assert replayed["recorded_s"] == pytest.approx(8 * step / 1e3)
+    assert replayed["scenarios_s"]["no transfer"] == pytest.approx(8 * (step - 20) / 1e3)
+    assert pop["transfer_efficiency"] == pytest.approx((step - 20) / step)
+    assert (pop["load_balance"], pop["serialisation_efficiency"]) == pytest.approx((1, 1))
+    assert pop["global_efficiency"] == pytest.approx(row["efficiency"]["median"])
+    assert validated["compared"] == {"blocks": [2], "steps": 1, "whole_rank_s": pytest.approx(2 * step / 1e3)}
+    assert validated["lost_rank_s"] == pytest.approx(2 * 20 / 1e3)
+    assert validated["lost_rank_s"] == derived.accounts["validate"][1].total("lost")

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import simulated
+from clocks import Ahead, measured, restamp, two_hosts
 from hypothesis import given
 from hypothesis import strategies as st
 from simulated import MS, SERIAL, Network, asleep
-from synthetic import entry
+from synthetic import START_NS, entry
 from trace_format import Event, faults, ns
 
 from pneumo import trace as command
@@ -85,6 +86,15 @@ def test_a_trace_is_valid_and_has_a_track_for_each_rank(tmp_path: Path, style: s
     tracks = {e["args"]["name"] for e in events if e["name"] == "thread_name" and e["pid"] == 2}
     assert {f"rank {r}{what}" for r in range(RANKS) for what in ("", " collectives")} <= tracks
     assert found["metadata"]["shown"]["arrows_left_out"] == 0
+
+
+def test_the_clock_is_told_of_one_host_and_of_several(tmp_path: Path) -> None:
+    path = result(tmp_path)
+    assert "rank 0's monotonic clock: ranks of one host share one clock" in trace(path)["metadata"]["clock"]
+    clock = Ahead(START_NS, 10**12, 3e-6)
+    samples = measured(clock, [START_NS + block * 10**12 - 10**9 for block in range(1, 4)], rank=2)
+    restamp(path, clock, [2, 3], two_hosts([2, 3], samples, RANKS))
+    assert "rank 0's monotonic clock: 2 hosts, offsets within " in trace(path)["metadata"]["clock"]
 
 
 def test_phases_cover_the_steps_on_the_common_clock(tmp_path: Path) -> None:

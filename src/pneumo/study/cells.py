@@ -75,6 +75,15 @@ def between(values: Iterable[int]) -> str:
     return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
+def compared_blocks(rows: Iterable[Row]) -> Iterable[tuple[str, str]]:
+    """For a legend: which blocks stand for a run that has more than those that its serial run has too."""
+    for row in rows:
+        if row.compared is not None and len(row.compared.blocks) < row.blocks:
+            numbers = ", ".join(map(str, row.compared.blocks))
+            which = f"block {numbers}" if len(row.compared.blocks) == 1 else f"blocks {numbers}"
+            yield "compared", f"{name_of(row)}: only {which} of its {row.blocks}, since serial lacks the others"
+
+
 def number(value: float | None, digits: int) -> str:
     """A figure with so many decimals, a dash for none."""
     # What rounds to nothing has no sign.

@@ -166,7 +166,7 @@ def describe(run: RunFile) -> str:
 def agreement(clock: Clock) -> str:
     """How well clocks agree, in words."""
     checks = [host.check_ns for host in clock.hosts if host.check_ns is not None]
-    checked = f"; round trips between them agree within {duration(max(checks))}" if checks else ""
+    checked = f"; round trips, a rougher check, exclude more than {duration(max(checks))}" if checks else ""
     shared = f"ranks of one host share one clock (error below 1 us{checked})"
     if len(clock.hosts) == 1:
         return shared

@@ -12,6 +12,7 @@ it lost the time. The cause is then what grew in that phase of that step over th
     unknown   it lost the time between two steps, where nothing is measured
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ class Clocks:
 
 
 def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
-    """Name the late ranks of a run, worst first, by (rank, phase, cause)."""
+    """Name the late ranks of a run by (rank, phase, cause): first the most of the rank that cost most, then by cost."""
     ranks = lanes.begin.shape[1]
     shape = (ranks, len(PLACES), len(CAUSES))
     wait, count = np.zeros(shape), np.zeros(shape, np.int64)
@@ -65,7 +66,34 @@ def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
         for rank, place, cause in np.argwhere(count).tolist()
         for n in [int(count[rank, place, cause])]
     ]
-    return sorted(rows, key=lambda row: (-row.rank_s, row.rank, row.phase, row.cause))
+    main = {one.parts[0] for one in by_rank(rows)[:1]}
+    return sorted(rows, key=lambda row: (row not in main, *_order(row)))
+
+
+@dataclass(frozen=True, slots=True)
+class LateRank:
+    """What one rank cost the others over all phases and causes; `parts` are these, worst first."""
+
+    rank: int
+    rank_s: float
+    count: int
+    parts: tuple[Late, ...]
+
+
+def by_rank(rows: Iterable[Late]) -> list[LateRank]:
+    """The late ranks themselves, the one that cost the others most first."""
+    of_rank: dict[int, list[Late]] = {}
+    for row in sorted(rows, key=_order):
+        of_rank.setdefault(row.rank, []).append(row)
+    found = [
+        LateRank(rank, sum(row.rank_s for row in parts), sum(row.count for row in parts), tuple(parts))
+        for rank, parts in of_rank.items()
+    ]
+    return sorted(found, key=lambda one: (-one.rank_s, one.rank))
+
+
+def _order(row: Late) -> tuple[float, int, str, str]:
+    return -row.rank_s, row.rank, row.phase, row.cause
 
 
 def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Single, NDArray[np.int32]]]:

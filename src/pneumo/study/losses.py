@@ -1,7 +1,6 @@
 """The printed account: where the efficiency went, for each run and rank, who was late, and what if."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from rich.console import RenderableType
@@ -9,32 +8,24 @@ from rich.table import Table
 from rich.text import Text
 
 from pneumo.study.account import NO_SHARES, TERMS, Account
-from pneumo.study.cells import NOTHING, add_columns, decimals, legend, name_of, new_table, number
+from pneumo.study.cells import NOTHING, add_columns, compared_blocks, decimals, legend, name_of, new_table, number
 from pneumo.study.collectives import Floats
 from pneumo.study.common_clock import describe
-from pneumo.study.explain import KINDS, Explainer
-from pneumo.study.scaling import fit, pop
+from pneumo.study.explain import KINDS
+from pneumo.study.late import by_rank
+from pneumo.study.scaling import Fit, fit, pop, speedups
 from pneumo.study.schema import Row, RunFile, Summary
 from pneumo.study.sentences import paragraphs
 
 HEADERS = ("peer\nwait", "queue", "trans-\nfer", "data\nstall", "off-\nCPU", "repli-\ncated", "slower\non CPU", "other")
 COLUMNS = ("lost", *TERMS, "residual")
 MOST_LATE, MOST_RANKS = 3, 8
-
-
-def explain(folder: Path, run: RunFile, summary: Summary) -> dict[str, dict[int, Account]]:
-    """The accounts of all runs in a summary by kind and run number, those of training with their replays."""
-    reference = {row.run: _reference(row, summary) for row in summary.rows}
-    explainer = Explainer(folder, run, {k: v for k, v in reference.items() if v is not None}, replay=True)
-    entries = {entry.run: entry for entry in run.runs}
-    made = {(kind, row.run): explainer.account(entries[row.run], kind) for row in summary.rows for kind in KINDS}
-    return {kind: {k[1]: found for k, found in made.items() if found and k[0] == kind} for kind in KINDS}
-
-
-def _reference(row: Row, summary: Summary) -> int | None:
-    """The serial run that a row was compared with: of those with its reference's threads the fastest one."""
-    serial = [r for r in summary.rows if r.backend == "serial" and r.threads == row.reference_threads]
-    return max(serial, key=lambda r: r.images / r.total_s).run if serial else None
+NOTABLE = 1.0  # points of efficiency
+LIMITS = {
+    "interval": "95 % interval over the fits of each block",
+    "range": "the range of the fits of each block: an interval needs 6 blocks",
+    "misfit": "95 % interval by how far the points are from the law",
+}
 
 
 def losses(run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, Account]]) -> Iterable[RenderableType]:
@@ -60,6 +51,7 @@ def losses(run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, A
         for row, kind in others:
             _add_points(table, f"{name_of(row)} {kind}", accounts[kind][row.run])
         yield table
+        yield legend([("clock", describe(run))])
 
 
 def _compared(summary: Summary, accounts: Mapping[int, Account]) -> list[Row]:
@@ -93,21 +85,41 @@ def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tup
     yield "residual", "what no measurement explains, above all blocking without a name"
     if any(row.loss["replicated"] is None for row in rows):
         yield "-", NO_SHARES
-    items: dict[str, float] = {}
+    yield from compared_blocks(rows)
     for row in rows:
-        for name, values in accounts[row.run].items.get("other", {}).items():
-            items[name] = max(items.get(name, 0.0), abs(float(values.sum())) / (row.ranks * row.total_s))
-    parts = [f"{name} {100 * part:.1f}" for name, part in items.items() if part >= 0.0005]
-    if parts:
-        yield "other", "its parts, at most: " + ", ".join(parts)
-    clocks = [d for row in rows if (d := accounts[row.run].durations.disagreement) is not None]
-    if clocks:
-        worst = max(clocks, key=abs)
-        free = "least durations, which need no clock"
+        if parts := _parts(accounts[row.run]):
+            yield "parts", f"{name_of(row)}: {parts}"
+    yield from _clock_check(rows, accounts)
+
+
+def _clock_check(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tuple[str, str]]:
+    """How far two ways to tell what collectives took differ, in the run where that matters most, and why they may."""
+    compared = {row.run: accounts[row.run].durations for row in rows if accounts[row.run].durations.collectives}
+    points = {k: 100 * (d.clocked_s - d.clock_free_s) / accounts[k].whole_s for k, d in compared.items()}
+    if points:
+        most = max(points, key=lambda run: abs(points[run]))
+        name, two = next(name_of(row) for row in rows if row.run == most), compared[most]
+        digits = decimals([two.clocked_s])
         yield (
             "check",
-            f"after the last arrival collectives took up to {100 * worst:+.1f} % by the clocks, against {free}",
+            f"after their last rank's arrival collectives took, blocked or hidden, {two.clocked_s:.{digits}f} "
+            f"rank-seconds by the clocks and {two.clock_free_s:.{digits}f} by their least duration over the ranks, "
+            f"which needs no clock ({name}, where they differ most: by {points[most]:+.1f} points); what "
+            "differs beyond the clocks' error are ranks that learn late of the end",
         )
+
+
+def _parts(account: Account) -> str:
+    """What off-CPU and other consist of, in points, where any of it is worth the words."""
+    said = []
+    for term, word in (("off_cpu", "off-CPU"), ("other", "other")):
+        items = {
+            name: 100 * float(values.sum()) / account.whole_s for name, values in account.items.get(term, {}).items()
+        }
+        if any(abs(points) >= NOTABLE for points in items.values()):
+            parts = (f"{name} {points:.1f}" for name, points in items.items() if abs(points) >= 0.05)
+            said.append(f"{word} = {' + '.join(parts)}")
+    return "; ".join(said)
 
 
 def per_rank(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> Iterable[RenderableType]:
@@ -115,7 +127,7 @@ def per_rank(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) ->
     rows = _compared(summary, accounts)
     if not rows:
         return
-    table = new_table("The same for each rank (seconds over the timed blocks)")
+    table = new_table("The same for each rank (seconds over the same blocks)")
     add_columns(table, "run<", "rank", "lost", *HEADERS, "residual", "hidden")
     for row in rows:
         account = accounts[row.run]
@@ -140,21 +152,23 @@ def _most_lost(lost: Floats | None, ranks: int) -> list[int]:
 
 
 def late(run: RunFile, summary: Summary) -> Iterable[RenderableType]:
-    """The ranks that the others waited for, worst first."""
+    """The ranks that the others waited for, worst first, and for each the most of why."""
     rows = [row for row in summary.rows if row.late]
     if not rows:
         return
     table = new_table("Who was late")
-    add_columns(
-        table, "run<", "rank", "in phase<", "because<", "others waited\nrank-s", "of peer\nwait %", "collec-\ntives"
-    )
+    add_columns(table, "run<", "rank", "others waited\nrank-s", "of peer\nwait %", "collec-\ntives")
+    add_columns(table, "of it in<", "because<", "rank-s", "collec-\ntives")
     for row in rows:
-        waited = row.loss["peer_wait"] or 1.0
-        for i, one in enumerate(row.late[:MOST_LATE]):
-            table.add_row(
-                *(name_of(row) if i == 0 else "", str(one.rank), one.phase, one.cause),
-                *(number(one.rank_s, decimals([waited])), f"{100 * one.rank_s / waited:.0f}", str(one.count)),
-            )
+        name, waited = name_of(row), row.loss["peer_wait"] or 1.0
+        for one in by_rank(row.late)[:MOST_LATE]:
+            cost = number(one.rank_s, decimals([waited])), f"{100 * one.rank_s / waited:.0f}", str(one.count)
+            first = [name, str(one.rank), *cost]
+            for part in one.parts[:MOST_LATE]:
+                of_it = number(part.rank_s, decimals([waited])), str(part.count)
+                table.add_row(*first, part.phase, part.cause, *of_it)
+                first = [""] * 5
+            name = ""
     yield table
     how = "the phase is where it exceeds the others' median most since its last wait, the cause what grew there"
     who = f"the last rank to arrive answers for what the others waited; {how}"
@@ -166,7 +180,7 @@ def what_if(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> 
     rows = [row for row in summary.rows if row.ranks > 1 and row.run in accounts]
     if not rows:
         return
-    table = new_table("Efficiencies after POP, and seconds of all blocks as they would have been")
+    table = new_table("Efficiencies after POP, and seconds of the same blocks as they would have been")
     add_columns(table, "run<", "parallel", "= load\nbalance", "x commu-\nnication", "compu-\ntation")
     add_columns(table, "as it\nwas s", "replay\n%", "no\ntransfer", "no late\npeers", "cores for\nall ranks")
     for row in rows:
@@ -183,27 +197,42 @@ def what_if(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> 
             times += [number(seconds, digits) for seconds in other.scenarios_s.values()]
         table.add_row(name_of(row), *shown, *times)
     yield table
-    yield legend(_about_what_if(run, summary))
+    yield legend([*_about_what_if(), *_laws(summary, accounts, run.cores), ("clock", describe(run))])
 
 
-def _about_what_if(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
+def _about_what_if() -> Iterable[tuple[str, str]]:
     yield "parallel", "time outside communication over all time; computation: that of serial over that of all ranks"
     yield "replay", "by how much the replay of the recorded dependencies misses the time as it was"
-    kinds: dict[tuple[str, str, int], dict[int, float]] = {}
+
+
+def _laws(summary: Summary, accounts: Mapping[int, Account], cores: int) -> Iterable[tuple[str, str]]:
+    """Amdahl's and Gunther's law fitted to the runs that differ in their ranks only, and what these cannot tell."""
+    alike: dict[str, list[Row]] = {}
     for row in summary.rows:
         if row.backend != "serial" and row.speedup is not None:
-            kinds.setdefault((row.backend, row.comm, row.threads), {})[row.ranks] = row.speedup.median
-    limits: dict[str, None] = {}
-    for (backend, comm, _), speedups in kinds.items():
+            threads = f" x {row.threads} threads" if row.threads > 1 else ""
+            alike.setdefault(f"{row.backend} {row.comm}{threads}", []).append(row)
+    limits, untold = set(), dict[str, list[str]]()
+    for name, rows in alike.items():
+        blocks = {row.ranks: speedups(accounts[row.run]) for row in rows if row.run in accounts}
+        points = {row.ranks: row.speedup.median for row in rows if row.speedup is not None}
         for law in ("Amdahl", "USL"):
-            found = fit(law, speedups, run.cores)
-            limits |= dict.fromkeys(found.cannot_tell)
+            found = fit(law, points, cores, blocks)
+            limits.add(found.limits)
+            for sentence in found.cannot_tell:
+                untold.setdefault(sentence, []).append(name)
             if found.parameters:
-                values = (
-                    f"{name} {p.value:.3f}" + ("" if p.low is None else f" ({p.low:.3f} to {p.high:.3f})")
-                    for name, p in found.parameters.items()
-                )
-                yield law, f"{backend} {comm}: " + ", ".join(values)
-    for limit in limits:
-        yield "but", limit
-    yield "clock", describe(run)
+                yield law, f"{name}: {_parameters(found)}"
+    for kind, meaning in LIMITS.items():
+        if kind in limits:
+            yield "limits", meaning
+    for sentence, names in untold.items():
+        yield "but", sentence if len(names) == len(alike) else f"{', '.join(names)}: {sentence}"
+
+
+def _parameters(found: Fit) -> str:
+    parts = (
+        f"{name} {p.value:.3f}" + ("" if p.low is None else f" ({p.low:.3f} to {p.high:.3f})")
+        for name, p in found.parameters.items()
+    )
+    return ", ".join(parts)

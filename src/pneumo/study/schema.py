@@ -252,12 +252,57 @@ class Late(_Strict, frozen=True, kw_only=True):
     count: int
 
 
+class Compared(_Strict, frozen=True, kw_only=True):
+    """What an account is about: the timed blocks that the serial reference has too, all of them where there is none.
+
+    `steps` are a rank's over these blocks, `whole_rank_s` is their N*T_N.
+    """
+
+    blocks: list[int]
+    steps: int
+    whole_rank_s: float
+
+
+class Losses(_Strict, frozen=True, kw_only=True):
+    """The account of a run's validation or checkpoints, against the same of its serial reference; fields as in Row."""
+
+    lost_rank_s: float | None
+    loss: dict[str, float | None]
+    items: dict[str, dict[str, float]]
+    residual_rank_s: float | None
+    residual_fraction: float | None
+    late: list[Late]
+    compared: Compared
+
+
+class Replayed(_Strict, frozen=True, kw_only=True):
+    """Seconds of all compared blocks: as recorded, as replayed with nothing changed, and by scenario (see `replay`)."""
+
+    recorded_s: float
+    replayed_s: float
+    scenarios_s: dict[str, float]
+
+
+class Efficiencies(_Strict, frozen=True, kw_only=True):
+    """POP's metrics over the compared blocks (see `scaling.Pop`)."""
+
+    parallel_efficiency: float
+    load_balance: float
+    communication_efficiency: float
+    transfer_efficiency: float | None
+    serialisation_efficiency: float | None
+    computation_scalability: float | None
+    global_efficiency: float | None
+
+
 class Row(_Strict, frozen=True, kw_only=True):
     """One line of the comparison, identified by (backend, comm, ranks, threads).
 
-    `time_s` is a block's; `total_s`, `cpu_s` and the rank-seconds are about the timed training steps of all blocks.
-    Fields that need a serial reference are null where the study has none. `loss` has the terms of the account (see
-    `account`), null where the study cannot tell them.
+    `time_s` is a block's; `total_s` and `cpu_s` are about the timed training steps of all blocks, the rank-seconds
+    about those of the blocks in `compared`, of whose N*T_N `residual_fraction` is the residual's part. Fields that need
+    a serial reference are null where the study has none. `loss` has the terms of the account (see `account`), null
+    where the study cannot tell them, `items` the parts of some of them. `accounts` are those of the run's validation
+    and checkpoints, by kind.
     """
 
     model: str
@@ -294,6 +339,11 @@ class Row(_Strict, frozen=True, kw_only=True):
     map_difference: MapDifference | None = None
     subgroups: list[Subgroup] = []
     warmup_steps: int = 0
+    compared: Compared | None = None
+    items: dict[str, dict[str, float]] = {}
+    what_if: Replayed | None = None
+    pop: Efficiencies | None = None
+    accounts: dict[str, Losses] = {}
 
 
 class Figures(_Strict, frozen=True, kw_only=True):

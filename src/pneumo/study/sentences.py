@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pneumo.study.account import NO_SHARES, Account
 from pneumo.study.cells import decimals, name_of
 from pneumo.study.common_clock import duration
+from pneumo.study.late import by_rank
 from pneumo.study.rivals import OPPOSITE, against
-from pneumo.study.schema import Figures, Late, Pair, Rivals, Row, VerdictName
+from pneumo.study.schema import Compared, Figures, Pair, Rivals, Row, VerdictName
 
 WORDS = {
     "peer_wait": "waiting for late ranks",
@@ -36,6 +37,7 @@ PARTS = {
     "queue_and_transfer_s": "queue and transfer",
 }
 RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED, CLOCK_LIMIT = 0.01, 0.05, 0.01, 0.25, 0.01
+ALL = 0.995  # a part that is told as the whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,11 @@ class Sentence:
 
 def sentences(row: Row, account: Account | None, cores: int) -> list[Sentence]:
     """What can be said of one run; `account` adds what is in no row: the replay, and faults of the records."""
-    lost, whole = row.lost_rank_s, row.ranks * row.total_s
-    if row.ranks == 1 or lost is None or whole <= 0:
+    lost, compared = row.lost_rank_s, row.compared
+    if row.ranks == 1 or lost is None or compared is None or compared.whole_rank_s <= 0:
         return []
-    found = [*_largest(row, lost, whole, cores), *_late(row, whole)]
+    whole = compared.whole_rank_s
+    found = [*_largest(row, lost, whole, cores), *_late(row, compared)]
     if account is not None:
         found += [*_crowded(row, account), *_clock(row, account), *_network(row, account)]
     return [*found, *_defects(row, whole, account), *(_records(row, account) if account else ())]
@@ -63,38 +66,45 @@ def _say(row: Row, text: str, **figures: float) -> Sentence:
 
 
 def _largest(row: Row, lost: float, whole: float, cores: int) -> Iterable[Sentence]:
-    if lost <= 0:
-        yield _say(row, f"nothing is lost: {-lost:.1f} rank-seconds less than serially.", lost_rank_s=lost)
-        return
     named = {term: value for term, value in row.loss.items() if value is not None}
     named["residual"] = row.residual_rank_s or 0.0
     term = max(named, key=lambda name: named[name])
+    if lost <= 0:
+        text = f"nothing is lost on balance ({_amount(-lost)} rank-seconds less than serially)"
+        if (points := 100 * named[term] / whole) >= 1:
+            text += f": {WORDS[term]} costs {points:.0f} points of efficiency, and other parts take less than serially"
+        yield _say(row, f"{text}.", lost_rank_s=lost, **{term: named[term]})
+        return
     share, crowd = named[term] / lost, row.ranks * row.threads > cores
     why = ""
     if term == "off_cpu" and crowd:
         why = f": there are more ranks than cores ({row.ranks} x {row.threads} on {cores})"
     yield _say(
         row,
-        f"of {lost:.1f} rank-seconds lost ({100 * lost / whole:.0f} points of efficiency), {100 * share:.0f} % is "
+        f"of {_amount(lost)} rank-seconds lost ({100 * lost / whole:.0f} points of efficiency), {100 * share:.0f} % is "
         f"{WORDS[term]}{why}.",
         lost_rank_s=lost,
         **{term: named[term]},
     )
 
 
-def _late(row: Row, whole: float) -> Iterable[Sentence]:
-    waited = row.loss["peer_wait"] or 0.0
-    if not row.late or row.late[0].rank_s < FAINT * whole:
+def _late(row: Row, compared: Compared) -> Iterable[Sentence]:
+    """The rank that cost the others most, over all phases and causes, and what it did where it cost most of that."""
+    waited, late = row.loss["peer_wait"] or 0.0, by_rank(row.late)
+    if not late or late[0].rank_s < FAINT * compared.whole_rank_s:
         return
-    worst: Late = row.late[0]
-    each = _ms(worst.rank_s / (row.ranks - 1) / row.steps)
+    worst, main = late[0], late[0].parts[0]
+    each = _ms(worst.rank_s / (row.ranks - 1) / compared.steps)
+    part = main.rank_s / worst.rank_s
+    by = "by" if part >= ALL else f"{100 * part:.0f} % of that by"
     yield _say(
         row,
-        f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {worst.rank_s:.1f} "
-        f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all peer wait, by "
-        f"what it did in {worst.phase}: {CAUSES[worst.cause]}.",
-        rank_s=worst.rank_s,
-        count=worst.count,
+        f"rank {worst.rank} was the last at {worst.count} collectives and cost the others {_amount(worst.rank_s)} "
+        f"rank-seconds ({each} ms a step each), {100 * worst.rank_s / waited:.0f} % of all peer wait, {by} "
+        f"what it did in {main.phase}: {CAUSES[main.cause]}.",
+        late_rank_s=worst.rank_s,
+        late_count=worst.count,
+        main_rank_s=main.rank_s,
         peer_wait=waited,
     )
 
@@ -235,6 +245,11 @@ def _less_or_more(part: str, seconds: Mapping[str, float]) -> str:
     if part == "outside_s" and "off_cpu_s" in seconds:
         text += f" (waiting for a core: {_ms(seconds['off_cpu_s'])})"
     return text
+
+
+def _amount(rank_s: float) -> str:
+    """Rank-seconds with one decimal, or what is less than 1 with one or two digits."""
+    return f"{rank_s:.1f}" if rank_s >= 1 else f"{rank_s:.2g}"
 
 
 def _ms(seconds: float) -> str:

@@ -6,29 +6,30 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from pneumo.study.cells import NOTHING, add_columns, between, decimals, legend, name_of, new_table, number, spread
+from pneumo.study.common_clock import describe
 from pneumo.study.rivals import against
-from pneumo.study.schema import Difference, Figures, Pair, Rivals, Row, Spread, Summary
+from pneumo.study.schema import Difference, Figures, Pair, Rivals, Row, RunFile, Spread, Summary
 from pneumo.study.sentences import rivalry
 
 SHOWN = ("outside_s", "peer_wait_s", "queue_and_transfer_s", "hidden_s")
 MARKS = {"faster": "*", "slower": "*", "equivalent": "=", "undecided": "?"}
 
 
-def standings(summary: Summary) -> Iterable[RenderableType]:
+def standings(run: RunFile, summary: Summary) -> Iterable[RenderableType]:
     """A line for each parallel run, its difference from the first one on as many ranks, and the result in words.
 
     Nothing where no two runs have as many ranks and threads.
     """
     if not summary.comparisons:
         return
-    rows = {row.run: row for row in summary.rows}
-    runs = [run for found in summary.comparisons for run in found.runs]
-    digits = decimals([1e3 * run.step_s.median for run in runs])
+    rows, clock = {row.run: row for row in summary.rows}, ("clock", describe(run))
+    runs = [one for found in summary.comparisons for one in found.runs]
+    digits = decimals([1e3 * one.step_s.median for one in runs])
     yield _amounts(runs, rows, digits)
-    yield legend(_about_amounts(runs))
+    yield legend([*_about_amounts(runs), clock])
     yield Text()
     yield _differences(summary.comparisons, rows, digits)
-    yield legend(_about_differences(summary.comparisons))
+    yield legend([*_about_differences(summary.comparisons), clock])
     for found in summary.comparisons:
         said = " ".join(one.text for one in rivalry(found))
         if said:

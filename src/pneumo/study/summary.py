@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from pneumo.study import breakdown
-from pneumo.study.account import TERMS, Account
+from pneumo.study import breakdown, entries
+from pneumo.study.account import Account
 from pneumo.study.boxes import Detections, load_detections
 from pneumo.study.breakdown import Block
 from pneumo.study.detection import detection_quality, map_difference
-from pneumo.study.explain import Explainer
+from pneumo.study.explain import KINDS, Explainer
 from pneumo.study.metrics import Predictions, natural_prevalence, quality, subgroups, youden_threshold
 from pneumo.study.results import load_run, load_table, write_json
 from pneumo.study.rivals import Steps, rivals
@@ -56,8 +56,21 @@ class Answers:
         return (self.validate.score >= self.threshold) == self.validate.label.astype(bool)
 
 
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """What a result's files come to: its summary, and the accounts of its rows by kind and run number."""
+
+    summary: Summary
+    accounts: dict[str, dict[int, Account]]
+
+
 def summarize(folder: Path, *, write: bool = True) -> Summary:
-    """Derive the summary of a result, and write it to summary.json unless told otherwise.
+    """Derive the summary of a result, and write it to summary.json unless told otherwise; raises as `derive` does."""
+    return derive(folder, write=write).summary
+
+
+def derive(folder: Path, *, write: bool = False) -> Derived:
+    """Derive the summary and accounts of a result, and write the summary to summary.json where told to.
 
     A run without a whole timed block has no row. Raises Refused where run.json or a table is missing or damaged.
     """
@@ -65,20 +78,21 @@ def summarize(folder: Path, *, write: bool = True) -> Summary:
     answers = load_answers(folder)
     timings = [t for entry in run.runs if (t := _timing(breakdown.training_steps(folder, entry.run), entry)).blocks]
     chosen = references(timings)
-    explainer = Explainer(folder, run, chosen)
+    explainer = Explainer(folder, run, chosen, replay=True)
     by_run = {timing.entry.run: timing for timing in timings}
     first = quality_reference(timings)
-    rows, steps = [], []
+    rows, accounts = [], {kind: dict[int, Account]() for kind in KINDS}
     for timing in timings:
         reference = by_run.get(chosen.get(timing.entry.run, -1))
-        account = explainer.account(timing.entry)
-        rows.append(_row(run, timing, reference, account, answers, first))
-        if account is not None:
-            steps.append(Steps.of(account))
+        made = {kind: found for kind in KINDS if (found := explainer.account(timing.entry, kind)) is not None}
+        rows.append(_row(run, timing, reference, made, answers, first))
+        for kind, account in made.items():
+            accounts[kind][timing.entry.run] = account
+    steps = [Steps.of(account) for account in accounts["train"].values()]
     summary = Summary(study=run.study, cores=run.cores, rows=rows, comparisons=rivals(steps))
     if write:
         write_json(folder / "summary.json", summary)
-    return summary
+    return Derived(summary, accounts)
 
 
 def _timing(steps: breakdown.Columns, entry: RunEntry) -> Timing:
@@ -132,7 +146,7 @@ def _row(
     run: RunFile,
     timing: Timing,
     reference: Timing | None,
-    account: Account | None,
+    accounts: Mapping[str, Account],
     answers: Mapping[int, Answers],
     first: int | None,
 ) -> Row:
@@ -155,7 +169,8 @@ def _row(
         state_bytes=entry.state_bytes,
         step_peak_bytes=entry.step_peak_bytes,
         cpu_s=timing.cpu_s,
-        **_account(timing, account),
+        **entries.of_training(accounts.get("train")),
+        accounts={kind: entries.of_kind(account) for kind, account in accounts.items() if kind != "train"},
         **({"interval_kind": time.kind} | _against(timing, reference, run.cores)),
         **_quality(run, answers.get(entry.run), answers.get(first) if first not in (None, entry.run) else None),
     )
@@ -186,27 +201,6 @@ def _against(timing: Timing, reference: Timing | None, cores: int) -> dict[str, 
 
 def _speeds(timing: Timing) -> dict[int, float]:
     return {number: block.images_per_s for number, block in timing.blocks.items()}
-
-
-def _account(timing: Timing, account: Account | None) -> dict[str, Any]:
-    """N*T_N - T_1 in rank-seconds over the blocks that both have, T_1 for as many images, and what explains it."""
-    if account is None:
-        return {
-            "lost_rank_s": None,
-            "loss": dict.fromkeys(TERMS),
-            "residual_rank_s": None,
-            "residual_fraction": None,
-            "late": [],
-        }
-    residual = account.total("residual")
-    whole = timing.entry.ranks * timing.total_s
-    return {
-        "lost_rank_s": account.total("lost"),
-        "loss": {term: account.total(term) for term in TERMS},
-        "residual_rank_s": residual,
-        "residual_fraction": None if residual is None else residual / whole,
-        "late": account.late,
-    }
 
 
 def load_answers(folder: Path) -> dict[int, Answers]:

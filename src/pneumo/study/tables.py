@@ -16,6 +16,7 @@ from pneumo.study.cells import (
     NOTHING,
     add_columns,
     between,
+    compared_blocks,
     decimals,
     legend,
     limits,
@@ -32,7 +33,7 @@ from pneumo.study.metrics import MIN_SUBGROUP, is_sample, natural_prevalence
 from pneumo.study.results import load_run
 from pneumo.study.schema import PHASES, Row, RunEntry, RunFile, Summary
 from pneumo.study.standings import standings
-from pneumo.study.summary import summarize
+from pneumo.study.summary import Derived, derive
 
 WIDTH = 100
 MAX_RANKS = 16
@@ -47,17 +48,17 @@ def make_console(file: IO[str] | None = None) -> Console:
     return Console(file=file, width=width, force_terminal=terminal, highlight=False, emoji=False, markup=False)
 
 
-def show(folder: Path, console: Console | None = None, summary: Summary | None = None) -> None:
+def show(folder: Path, console: Console | None = None, derived: Derived | None = None) -> None:
     """Print everything about a result: comparison, verdicts, breakdown, account, quality, and where the files are.
 
-    The summary is made anew from the files unless given. Raises Refused where they are missing or damaged.
+    What is derived from the files is made anew unless given. Raises Refused where they are missing or damaged.
     """
     console, run = console or make_console(), load_run(folder)
-    summary = summary or summarize(folder, write=False)
-    accounts = losses.explain(folder, run, summary)
+    derived = derived or derive(folder)
+    summary, accounts = derived.summary, derived.accounts
     parts = (
         *(comparison(run, summary), per_rank(folder, run, summary)),
-        *(losses.losses(run, summary, accounts), standings(summary)),
+        *(losses.losses(run, summary, accounts), standings(run, summary)),
         *(losses.per_rank(run, summary, accounts["train"]), losses.late(run, summary)),
         *(losses.what_if(run, summary, accounts["train"]), localization(summary)),
         *(quality(run, summary), groups(summary)),
@@ -128,6 +129,7 @@ def _how_to_read(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
         if {entry.device for entry in run.runs} == {"cpu"}:
             resources = "(cores that the run can use / cores that its serial run can use)"
         yield "of max", f"speedup / {resources}: how much of what the hardware allows was reached"
+        yield from compared_blocks(rows)
     else:
         yield "speedup", "none, since no serial run is there to compare with"
     ranges = [row for row in rows if row.interval_kind == "range"]

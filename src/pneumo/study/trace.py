@@ -12,8 +12,9 @@ Made from run.json, spans.parquet and collectives.parquet alone, at the end of a
                 on (X); those that overlap lie in lanes, which are tracks of the same name with a number
     arrows      from the last rank to arrive to each other rank, at the moment of its arrival (s, f)
 
-Stamps are microseconds on the common clock, 0 being the first event's. A trace has at most MOST_EVENTS events: beyond
-that only every k-th sampled step is drawn, and if need be every l-th rank. `metadata` says so, and what was left out.
+Stamps are microseconds on rank 0's clock, 0 being the first event's; `metadata` tells how well the ranks' clocks agree.
+A trace has at most MOST_EVENTS events: beyond that only every k-th sampled step is drawn, and if need be every l-th
+rank. `metadata` says so, and what was left out.
 """
 
 import gzip
@@ -26,6 +27,7 @@ from typing import Any
 import msgspec
 
 from pneumo.errors import Refused
+from pneumo.study.common_clock import describe
 from pneumo.study.results import load_run, write_atomic
 from pneumo.study.sampled import Call, Sampled, sampled, thinning
 from pneumo.study.schema import RunEntry
@@ -90,7 +92,7 @@ def trace(folder: Path, *, most_events: int = MOST_EVENTS) -> dict[str, Any]:
         "metadata": {
             "study": run.study,
             "started": run.started,
-            "clock": "microseconds from origin_ns on, on the common monotonic clock",
+            "clock": f"microseconds from origin_ns on, on rank 0's monotonic clock: {describe(run)}",
             "origin_ns": origin,
             "sampling": msgspec.to_builtins(run.sampling),
             "shown": asdict(shown),
