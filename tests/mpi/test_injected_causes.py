@@ -18,8 +18,9 @@ from harness import Launcher
 from pneumo import machine
 from pneumo.study import breakdown
 from pneumo.study.account import Account
-from pneumo.study.collectives import StepKeys, load, split
+from pneumo.study.collectives import StepKeys, split
 from pneumo.study.explain import Explainer
+from pneumo.study.joined import load
 from pneumo.study.results import load_run
 from pneumo.study.schema import RunFile
 from pneumo.study.sentences import paragraphs

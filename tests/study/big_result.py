@@ -43,6 +43,7 @@ def write(out: Path, ranks: int, steps: int, collectives: int, hosts: int = 1, b
             file.write_table(pa.table(columns, schema=table_schema(name)))
     for file in files:
         file.close()
+    folder.flush()  # the other tables, without rows
     return folder.path
 
 

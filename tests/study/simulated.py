@@ -148,7 +148,14 @@ def _records(
     for i, call in enumerate(calls):
         for r in range(run.ranks):
             stamps = {f"{name}_ns": values[r] if untold.get(name, True) else None for name, values in call.items()}
-            where = {"run": run.run, "block": block, "rank": r, "step": step, "seq": seq + i, "group": "all"}
+            where = {
+                "run": run.run,
+                "block": block,
+                "rank": r,
+                "step": step,
+                "seq": seq + i,
+                "group": f"{run.ranks} ranks",
+            }
             about = {"op": "allreduce", "dtype": "float32", "bytes": 1 << 20, "backend": run.comm, "bound": None}
             rows.append({**where, **about, **stamps})
     return rows

@@ -142,5 +142,5 @@ def write_result(
         folder.add_steps(step_rows(one, (lengths or {}).get(one.run) or block_lengths(one, blocks), skew_ns=1000))
         if predictions:
             folder.add_predictions(prediction_rows(one))
-        folder.flush()
+    folder.flush()
     return folder.path

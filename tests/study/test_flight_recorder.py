@@ -59,7 +59,7 @@ def without(rank: int, *numbers: int) -> Edit:
 def test_torchs_analyser_finds_that_all_ranks_of_a_healthy_run_agree(tmp_path: Path, comm: str) -> None:
     said = torchfrtrace(dumped(result(tmp_path, comm=comm)))
     assert sound(said) == STEPS * BUCKETS
-    assert f"pg_desc='all:{comm}'" in said
+    assert f"pg_desc='4 ranks:{comm}'" in said
     assert "expected_ranks={0, 1, 2, 3}" in said
     assert f"input_sizes=[[{(1 << 20) // 4}]]" in said
 

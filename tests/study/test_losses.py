@@ -128,8 +128,7 @@ def test_defects_are_said(tmp_path: Path) -> None:
     assert re.search(r"\+\d+\.\d % of N\*T_N is explained by no measurement \(above 1 %\)", text)
     lost = simulated.study(tmp_path / "b", 2, edit=lambda rows: rows[1:])
     text = " ".join(one.text for one in said(lost))
-    assert "1 records of collectives are lost" in text
-    assert "rank 0 has no record of step 0, seq 0, group all" in text
+    assert "Records of collectives that are lost: 1 (rank 0, block 1, step 0, seq 0, group 2 ranks);" in text
 
 
 def test_all_figures_are_about_the_blocks_that_serial_has_too(screen: Console, tmp_path: Path) -> None:

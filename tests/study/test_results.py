@@ -6,13 +6,16 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import simulated
 import synthetic
 
 from pneumo.errors import PneumoError, Refused
@@ -199,6 +202,57 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
     (path / "steps.parquet").write_bytes(content[: len(content) // 2])
     with pytest.raises(Refused, match=r"steps\.parquet"):
         summarize(path)
+
+
+Damage = Callable[[pa.Table], pa.Table]
+
+
+def put(column: str, row: int, value: Any, kind: pa.DataType | None = None) -> Damage:
+    """Another value, or the same values as another type."""
+
+    def damage(table: pa.Table) -> pa.Table:
+        i = table.column_names.index(column)
+        values = table.column(i).to_pylist()
+        values[row] = value
+        return table.set_column(i, column, pa.array(values, kind or table.schema.field(i).type))
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("table", "damage", "said"),
+    [
+        ("steps", lambda t: t.drop_columns(["wall_ns"]), "has no column wall_ns"),
+        ("steps", lambda t: t.drop_columns(["rank"]), "has no column rank"),
+        ("collectives", lambda t: t.drop_columns(["seq"]), "has no column seq"),
+        ("collectives", lambda t: t.drop_columns(["enqueued_ns"]), "has no column enqueued_ns"),
+        ("collectives", lambda t: t.drop_columns(["group"]), "has no column group"),
+        ("predictions", lambda t: t.drop_columns(["age"]), "has no column age"),
+        ("steps", put("wall_ns", 0, 1, pa.float64()), "its column wall_ns is double, not int64"),
+        ("steps", put("wall_ns", 0, None), "its column wall_ns is empty in 1 of"),
+        ("collectives", put("enqueued_ns", 1, None), "its column enqueued_ns is empty in 1 of"),
+        ("collectives", put("group", 1, None), "its column group is empty in 1 of"),
+        ("steps", put("rank", -1, 5), "its column rank has 5 in run 1 of 2 ranks"),
+        ("steps", put("rank", -1, -1), "its column rank has -1 in run 1 of 2 ranks"),
+    ],
+)
+def test_a_damaged_column_is_refused_by_name(tmp_path: Path, table: str, damage: Damage, said: str) -> None:
+    path = simulated.study(tmp_path, 2, blocks=4)
+    file = path / f"{table}.parquet"
+    pq.write_table(damage(pq.read_table(file)), file)
+    with pytest.raises(Refused) as caught:
+        summarize(path)
+    assert f"{file} is " in str(caught.value)
+    assert said in str(caught.value)
+    assert str(caught.value).count(". ") == str(caught.value).count("\n") == 0
+
+
+@pytest.mark.parametrize("table", [name for name in TABLES if name not in OF_BOXES])
+def test_an_absent_table_is_refused(tmp_path: Path, table: str) -> None:
+    path = simulated.study(tmp_path, 2)
+    (path / f"{table}.parquet").unlink()
+    with pytest.raises(Refused, match=rf"{table}\.parquet is missing"):
+        load_table(path, table)
 
 
 def test_light_modules_stay_light() -> None:

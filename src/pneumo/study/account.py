@@ -3,14 +3,15 @@
 For each block T_N is from the first rank's begin to the last rank's end, so each rank's share of N*T_N is that length.
 It consists, exactly, of the wall time of the rank's steps, which is the sum of their phases, and of the time in none of
 its steps. A phase other than `comm` is CPU time, run-queue delay, and sleep. `comm` is peer wait, queue and transfer as
-the records say, and waits without a record. The reference's T_1, one rank's, consists of the same, and each part of it
-is scaled by w, this rank's images over the reference's. Subtracting part by part gives, for each rank,
+the records say, waits without a record, and what is untold of waits on collectives with lost records. The reference's
+T_1, one rank's, consists of the same, and each part of it is scaled by w, this rank's images over the reference's.
+Subtracting part by part gives, for each rank,
 
     T_N - w*T_1 = peer wait + queue + transfer                        of the records
                 + [data - its delay]                                  data stall
                 + [delay outside comm]                                off-CPU
                 + [CPU of forward, backward, optimizer]               = replicated + slower on CPU
-                + [other - its delay] + comm without a record + [time in no step]     `other`, itemised
+                + [other - its delay] + comm without a whole record + [time in no step]     `other`, itemised
                 + [sleep in forward, backward, optimizer]             residual
 
 where [x] is x - w*x_1. Delay in `data` and `other` is off-CPU and therefore taken out of these; delay within `comm`
@@ -35,7 +36,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pneumo.study.breakdown import COMPUTE
-from pneumo.study.collectives import Durations, Faults, Floats
+from pneumo.study.collectives import Durations, Floats
+from pneumo.study.faults import Faults
 from pneumo.study.ledger import Blocked, Ledger
 from pneumo.study.replay import WhatIf
 from pneumo.study.schema import Late, RunEntry
@@ -74,7 +76,7 @@ class Account:
     traffic: Traffic
     num_waits: int = 0
     clock_ns: float = 0.0
-    faults: Faults = field(default_factory=Faults)
+    faults: Faults = field(default_factory=dict)
     durations: Durations = field(default_factory=Durations)
     late: list[Late] = field(default_factory=list)
     what_if: WhatIf | None = None
@@ -240,6 +242,7 @@ def _items(
                 ours.wall["other"] - ours.delay["other"], theirs.wall["other"] - theirs.delay["other"]
             ),
             "waits without a record": growth(ours.wall["comm"] - waits.recorded, theirs.wall["comm"]),
+            "waits on collectives with lost records": waits.untold,
             **{name: growth(ours.idle[name], theirs.idle[name]) for name in ours.idle},
             **_named(sleep, named_sleeps),
         },

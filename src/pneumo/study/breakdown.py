@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumo.study.results import load_table
+from pneumo.errors import Refused
+from pneumo.study.results import load_run, load_table
 from pneumo.study.schema import PHASES, RunEntry
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def columns(table: "pa.Table") -> Columns:
 
 
 def all_steps(folder: Path, run: int | None = None) -> Columns:
-    """The steps of all kinds and of all runs or one, warm-up included, as columns; unknown clocks count as 0 ns."""
+    """The steps of all kinds and of all runs or one, warm-up included, as columns; unknown clocks count as 0 ns.
+
+    Raises Refused where the table is damaged, or has a rank that its run has not.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -64,7 +68,13 @@ def all_steps(folder: Path, run: int | None = None) -> Columns:
         # A null would turn the column into floats, and a clock's nanoseconds outgrow a float's 53 bits in 104 days.
         if pa.types.is_integer(field.type):
             table = table.set_column(i, field.name, pc.fill_null(table.column(i), 0))
-    return columns(table)
+    steps = columns(table)
+    for entry in load_run(folder).runs:
+        foreign = (steps["run"] == entry.run) & ((steps["rank"] < 0) | (steps["rank"] >= entry.ranks))
+        if foreign.any():
+            what = f"its column rank has {steps['rank'][foreign][0]} in run {entry.run} of {entry.ranks} ranks"
+            raise Refused(f"{folder / 'steps.parquet'} is damaged: {what}.")
+    return steps
 
 
 def of_kind(steps: Columns, kind: str) -> Columns:

@@ -1,4 +1,4 @@
-"""The records of a run's collectives, joined over its ranks; blocked time split into peer wait, queue and transfer.
+"""The collectives of a run, their records joined over its ranks; blocked time split into peer wait, queue and transfer.
 
 One collective is one (group, step, seq); each member of its group leaves a record of it. A rank *arrives* when it
 enqueues. With A the last arrival, s the library's start and [b, e] the time in which a rank is blocked on it:
@@ -8,24 +8,18 @@ enqueues. With A the last arrival, s the library's start and [b, e] the time in 
     transfer    the rest: from the later of A and s to e, a late waking up after the library's end included
 
 so the three sum to e - b. What a rank's main thread does beside (hidden communication) needs its other waits too: see
-`timeline`. A member that has no record of a collective is *lost*: its arrival is unknown, so peer wait is then a lower
-bound; what is lost, doubled or belongs nowhere is counted in `Faults` and never dropped in silence.
+`timeline`. Where the arrival of a member is unknown (its record is lost, see `joined`), A is the last one that is
+known: peer wait is then a lower bound, and the rest of [b, e] is *untold*, since nobody knows whether data moved yet.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumo.study.results import load_table
-from pneumo.study.schema import RunEntry
-
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from pneumo.study.breakdown import Columns
 
 Ints = NDArray[np.int64]
@@ -33,7 +27,7 @@ Floats = NDArray[np.float64]
 
 UNKNOWN = int(np.iinfo(np.int64).min)  # a stamp that there is none of; below every stamp, so a maximum passes it by
 STAMPS = ("enqueued_ns", "started_ns", "finished_ns", "wait_begin_ns", "wait_end_ns")
-EXAMPLES = 5
+SMALL = "small"  # the group of sums of a few bytes beside the training's own collectives
 CHUNK = 1 << 20  # records worked on at a time: temporaries stay within tens of MB
 
 
@@ -41,9 +35,9 @@ CHUNK = 1 << 20  # records worked on at a time: temporaries stay within tens of 
 class Group:
     """The collectives of one group in order of (block, step, seq): K of them on n ranks.
 
-    `step_index` (K,) says which of the run's timed steps (see `StepKeys`), `block_index` (K,) which of its blocks,
-    `bytes` (K,) how many the record says that has the most of them; stamps are (K, n) in ns, UNKNOWN where the library
-    does not tell and, in `enqueued_ns`, where a record is lost.
+    `ranks` are its members. `step_index` (K,) says which of the run's timed steps (see `StepKeys`), `block_index` (K,)
+    which of its blocks, `bytes` (K,) how many the record says that has the most of them; stamps are (K, n) in ns,
+    UNKNOWN where the library does not tell and, in `enqueued_ns`, where a record is lost.
     """
 
     name: str
@@ -62,6 +56,11 @@ class Group:
     def present(self) -> NDArray[np.bool_]:
         """Which records there are, (K, n)."""
         return np.asarray(self.enqueued_ns != UNKNOWN)
+
+    @property
+    def whole(self) -> NDArray[np.bool_]:
+        """Of which collectives the arrivals of all members are known, (K,)."""
+        return np.asarray(self.present.all(1))
 
     @property
     def blocked(self) -> NDArray[np.bool_]:
@@ -85,26 +84,6 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Faults:
-    """What is wrong with a run's records; a run without faults has zeros and no examples.
-
-    `lost`: records that a member of a group should have left, as others did: a collective that left none on any rank
-    cannot be seen; `doubled`: further records of the same collective on the same rank (the first in the file counts);
-    `stray`: records of no step of the run, or of no rank of it; `silent_ranks`: ranks that were blocked in collectives
-    and left no record of any. `examples` say where, the first few of each.
-    """
-
-    lost: int = 0
-    doubled: int = 0
-    stray: int = 0
-    silent_ranks: tuple[int, ...] = ()
-    examples: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.lost or self.doubled or self.stray or self.silent_ranks)
-
-
-@dataclass(frozen=True, slots=True)
 class StepKeys:
     """The timed steps of a run: (block, step) in order, (S,) each, `known` being those of the whole result's run."""
 
@@ -116,148 +95,27 @@ class StepKeys:
     @classmethod
     def of(cls, timed: "Columns", of_run: "Columns") -> "StepKeys":
         """From the timed rows of steps.parquet, and from all rows of the same run (warm-up and other kinds too)."""
-        pairs = np.unique(_pair(timed["block"], timed["step"]))
-        known = np.unique(_pair(of_run["block"], of_run["step"]))
+        pairs = np.unique(pair(timed["block"], timed["step"]))
+        known = np.unique(pair(of_run["block"], of_run["step"]))
         block = pairs >> 40
         return cls(block, pairs & ((1 << 40) - 1), np.unique(block), known)
 
     @property
     def pairs(self) -> Ints:
-        """(block, step) as one ordered number, (S,)."""
-        return _pair(self.block, self.step)
+        """Their `pair`s, (S,)."""
+        return pair(self.block, self.step)
 
 
-def _pair(block: NDArray[Any], step: NDArray[Any]) -> Ints:
+def pair(block: NDArray[Any], step: NDArray[Any]) -> Ints:
+    """(block, step) as one ordered number, (n,)."""
     return (block.astype(np.int64) << 40) | step.astype(np.int64)
-
-
-def load(folder: Path, entry: RunEntry, keys: StepKeys) -> tuple[list[Group], Faults]:
-    """Read and join the records of one run's timed steps, column by column: they may be tens of millions.
-
-    Raises Refused where the file is damaged.
-    """
-
-    def column(name: str) -> NDArray[Any]:
-        table = load_table(folder, "collectives", columns=["run", name], run=entry.run)
-        return filled(table.column(name))
-
-    pair = _pair(column("block"), column("step"))
-    if not pair.size:
-        return [], Faults()
-    index = np.minimum(np.searchsorted(keys.pairs, pair), keys.pairs.size - 1).astype(np.int32)
-    rank = column("rank").astype(np.int32)
-    foreign = (rank < 0) | (rank >= entry.ranks)
-    rows = np.flatnonzero((keys.pairs[index] == pair) & ~foreign)
-    stray = _stray(pair, foreign, keys)
-    del pair, foreign
-    places = _places(folder, entry, rows, index[rows], rank[rows], column("seq")[rows])
-    del rows, index, rank
-    found = {name: [place.take(values) for place in places] for name in STAMPS for values in [column(name)]}
-    found["bytes"] = [place.take(values).max(1) for values in [column("bytes")] for place in places]
-    block_of = np.searchsorted(keys.blocks, keys.block)
-    groups = [
-        Group(p.name, p.ranks, p.index, block_of[p.index], p.seq, *(values[i] for values in found.values()))
-        for i, p in enumerate(places)
-    ]
-    said = stray[:EXAMPLES] + [line for place in places for line in place.examples(keys)]
-    lost, doubled = sum(place.lost for place in places), sum(place.doubled for place in places)
-    return groups, Faults(lost, doubled, len(stray), (), tuple(said))
-
-
-def filled(column: "pa.ChunkedArray") -> NDArray[Any]:
-    """A column of integers, UNKNOWN where it is null."""
-    import pyarrow.compute as pc
-
-    if column.null_count:
-        column = pc.fill_null(column, UNKNOWN)
-    return np.asarray(column.to_numpy())
-
-
-def _places(
-    folder: Path, entry: RunEntry, rows: NDArray[np.intp], index: NDArray[np.int32], rank: NDArray[np.int32], seq: Ints
-) -> list["_Place"]:
-    """The joined groups by name; `rows` are those of the run's records that count, the rest belongs to these."""
-    column = load_table(folder, "collectives", columns=["run", "group"], run=entry.run).column("group")
-    encoded = column.combine_chunks().dictionary_encode()
-    names, group = encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
-    del column, encoded
-    if len(names) == 1:
-        return [_place(names[0], rows, index, seq, rank)] if rows.size else []
-    group = group[rows]
-    found = []
-    for code, name in sorted(enumerate(names), key=lambda pair: str(pair[1])):
-        here = np.flatnonzero(group == code)
-        if here.size:
-            found.append(_place(name, rows[here], index[here], seq[here], rank[here]))
-    return found
-
-
-def _stray(pair: Ints, foreign: NDArray[np.bool_], keys: StepKeys) -> list[str]:
-    """A line for each record of no step of the run, or of no rank of it."""
-    index = np.minimum(np.searchsorted(keys.known, pair), keys.known.size - 1)
-    stray = pair[foreign | (keys.known[index] != pair)].tolist()
-    return [f"a record of no step: block {p >> 40}, step {p & ((1 << 40) - 1)}" for p in stray]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Which row of the table each (collective, rank) of a group is: `row` (K, n), -1 where the record is lost."""
-
-    name: str
-    ranks: Ints
-    index: Ints
-    seq: Ints
-    row: NDArray[np.intp]
-    doubled: int
-
-    @property
-    def lost(self) -> int:
-        return int((self.row < 0).sum())
-
-    def take(self, values: Ints) -> Ints:
-        """The column of the table as a matrix (K, n)."""
-        found = values[self.row]
-        found[self.row < 0] = UNKNOWN
-        return found
-
-    def examples(self, keys: StepKeys) -> list[str]:
-        found = []
-        for k, r in np.argwhere(self.row < 0)[:EXAMPLES].tolist():
-            where = f"step {keys.step[self.index[k]]}, seq {self.seq[k]}, group {self.name}"
-            found.append(f"rank {self.ranks[r]} has no record of {where}")
-        return found + ([f"group {self.name}: {self.doubled} records more than once"] if self.doubled else [])
-
-
-def _place(name: str, rows: NDArray[np.intp], index: NDArray[Any], seq: Ints, rank: NDArray[Any]) -> _Place:
-    low = np.full(int(index.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(low, index, seq)
-    within = seq - low[index]
-    width = int(within.max()) + 1
-    key, inverse = _distinct(index * np.int64(width) + within)
-    ranks = np.flatnonzero(np.bincount(rank)).astype(np.int64)
-    cell = inverse * ranks.size
-    cell += np.searchsorted(ranks, rank)
-    row = np.full(key.size * ranks.size, -1, rows.dtype)
-    # Of records of the same collective on the same rank the first row stays: assignment goes from the last on.
-    row[cell[::-1]] = rows[::-1]
-    doubled = rows.size - int((row >= 0).sum())
-    step = key // width
-    return _Place(name, ranks, step, key % width + low[step], row.reshape(key.size, ranks.size), doubled)
-
-
-def _distinct(key: Ints) -> tuple[Ints, Ints]:
-    """The distinct keys in order, and for each key which of them it is; by a table where the keys are dense."""
-    if int(key.max()) > 4 * key.size:
-        found, inverse = np.unique(key, return_inverse=True)
-        return found, inverse
-    there = np.bincount(key) > 0
-    return np.flatnonzero(there), (np.cumsum(there) - 1)[key]
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
     """Blocked time of a piece of a group in ns, (K, n) each; `woken` is the part of transfer after the library's end.
 
+    `untold` is what lies after the last known arrival where another one is unknown; queue and transfer are then 0.
     `last` (K,) is the column of the rank that arrived last, `arrived_ns` (K,) when.
     """
 
@@ -265,6 +123,7 @@ class Split:
     queue: Ints
     transfer: Ints
     woken: Ints
+    untold: Ints
     last: NDArray[np.intp]
     arrived_ns: Ints
 
@@ -277,9 +136,10 @@ def split(group: Group) -> Split:
     begin, end = np.where(blocked, group.wait_begin_ns, zero), np.where(blocked, group.wait_end_ns, zero)
     end = np.maximum(begin, end)
     ready = np.clip(arrived[:, None], begin, end)
-    started = np.clip(group.started_ns, ready, end)
-    finished = np.where(group.finished_ns == UNKNOWN, end, np.clip(group.finished_ns, started, end))
-    return Split(ready - begin, started - ready, end - started, end - finished, last, arrived)
+    told = np.where(group.whole[:, None], end, ready)
+    started = np.clip(group.started_ns, ready, told)
+    finished = np.where(group.finished_ns == UNKNOWN, told, np.clip(group.finished_ns, started, told))
+    return Split(ready - begin, started - ready, told - started, told - finished, end - told, last, arrived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +166,7 @@ def durations(groups: list[Group]) -> Durations:
     """Compare the duration after the last arrival with the least duration over the ranks, which needs no clock."""
     count, clocked, free = 0, 0, 0
     for piece in (piece for group in groups for piece in group.chunks()):
-        known = ((piece.finished_ns != UNKNOWN) & piece.present).all(1)
+        known = (piece.finished_ns != UNKNOWN).all(1) & piece.whole
         enqueued, finished = piece.enqueued_ns[known], piece.finished_ns[known]
         count += int(known.sum())
         clocked += int(np.maximum(finished - enqueued.max(1, keepdims=True), 0).sum()) if enqueued.size else 0

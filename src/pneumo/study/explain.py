@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from pneumo.study import breakdown
 from pneumo.study.account import Account, Reference, make_account, share_cost
 from pneumo.study.breakdown import Columns, select
-from pneumo.study.collectives import Group, StepKeys, durations, load
+from pneumo.study.collectives import Group, StepKeys, durations
 from pneumo.study.common_clock import bound_ns
+from pneumo.study.faults import EXAMPLES, Fault, block_faults, phase_faults
+from pneumo.study.joined import load
 from pneumo.study.late import Clocks, late
 from pneumo.study.ledger import Ledger, blocked, ledger
 from pneumo.study.replay import WhatIf, what_if
@@ -54,6 +56,9 @@ class Explainer:
         sums = ledger(rows, entry.ranks, alone)
         keys = StepKeys.of(rows, of_run)
         groups, faults = load(self._folder, entry, keys)
+        faults |= {"silent": _silent(sums, groups), "phases": phase_faults(rows)}
+        if kind == "train":
+            faults["blocks"] = block_faults(breakdown.of_kind(of_run, kind), self._timed(of_run, entry, kind), entry)
         shares = None
         if reference is not None and shared:
             reference = replace(reference, ledger=reference.ledger.only(sums.blocks))
@@ -69,7 +74,7 @@ class Explainer:
             self._named,
             num_waits=sum(int(group.blocked.sum()) for group in groups),
             clock_ns=bound_ns(self._clock, entry.ranks),
-            faults=replace(faults, silent_ranks=_silent(sums, groups)),
+            faults={kind: fault for kind, fault in faults.items() if fault.count},
             durations=durations(groups),
             late=lateness,
             what_if=replayed,
@@ -128,10 +133,17 @@ def _amid_training(rows: Columns, steps: Columns) -> NDArray[np.bool_]:
     return np.asarray((blocks[found] == rows["block"]) & (rows["begin_ns"] < end[found]))
 
 
-def _silent(sums: Ledger, groups: Iterable[Group]) -> tuple[int, ...]:
-    """Ranks that were blocked in collectives and have no record of any."""
-    heard = {rank for group in groups for rank in group.ranks.tolist()}
-    return tuple(r for r in np.flatnonzero(sums.wall["comm"].sum(0) > 0).tolist() if r not in heard)
+def _silent(sums: Ledger, groups: Iterable[Group]) -> Fault:
+    """Members of a group that have no record in it, and ranks that were blocked on others and have none in any."""
+    said: dict[bool, set[int]] = {True: set(), False: set()}
+    for group in groups:
+        there = group.present.any(0)
+        for some in said:
+            said[some].update(group.ranks[there == some].tolist())
+    comm = sums.wall["comm"].sum(0)
+    blocked = set(np.flatnonzero(comm > 0).tolist()) if comm.size > 1 else set()
+    ranks = sorted(said[False] | (blocked - said[True]))
+    return Fault(len(ranks), tuple(f"rank {rank}" for rank in ranks[:EXAMPLES]))
 
 
 def injected(config: Mapping[str, Any]) -> dict[tuple[int | None, str], str]:

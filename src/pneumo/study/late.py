@@ -1,8 +1,9 @@
 """Who was late: the rank that the others waited for, in which phase it spent the time, and for what cause.
 
-For each collective the last rank to arrive answers for the peer wait of all others. What each rank did since its own
-latest wait is laid beside the median of what the others did: the phase in which the late rank exceeds it most is where
-it lost the time. The cause is then what grew in that phase of that step over the others' median:
+For each collective the last rank to arrive answers for the peer wait of all others; nobody does where it is unknown.
+What each rank did since its own latest wait is laid beside the median of what the others did: the phase in which the
+late rank exceeds it most is where it lost the time. The cause is then what grew in that phase of that step over the
+others' median:
 
     off_cpu   run-queue delay: the thread was ready and had no core
     compute   CPU time: it had more to compute, or computed slower
@@ -121,7 +122,7 @@ def _blame(
     """Rank, place, cause and peer wait in ns of each collective that was waited for, (k,) each."""
     parts = split(group)
     wait = parts.peer_wait.sum(1).astype(np.float64)
-    rows = np.flatnonzero(wait > 0)
+    rows = np.flatnonzero((wait > 0) & group.whole)
     last = parts.last[rows]
     place = np.stack([_excess(spent[p][rows], last) for p in range(len(PLACES))]).argmax(0)
     step = np.where(place < PROGRAM.index("optimizer"), group.step_index[rows], begun[rows, last])

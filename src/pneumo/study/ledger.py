@@ -142,19 +142,20 @@ class Blocked:
 
     `woken` is the part of `transfer` after the library had finished. `hidden` is not blocked time: it is what
     collectives took after the last arrival (and the library's start, where that is known) while the main thread was
-    in no wait, summed over collectives, of those whose end is known.
+    in no wait, summed over collectives, of those whose end and last arrival are known.
     """
 
     peer_wait: Floats
     queue: Floats
     transfer: Floats
     woken: Floats
+    untold: Floats
     hidden: Floats
 
     @property
     def recorded(self) -> Floats:
         """All blocked time that has a record."""
-        return self.peer_wait + self.queue + self.transfer
+        return self.peer_wait + self.queue + self.transfer + self.untold
 
     def only(self, rows: list[int]) -> "Blocked":
         """The same for some of the blocks, by their index."""
@@ -167,7 +168,7 @@ def blocked(groups: list[Group], shape: tuple[int, int]) -> Blocked:
     for piece in (piece for group in groups for piece in group.chunks()):
         parts = split(piece)
         edges = np.flatnonzero(np.diff(piece.block_index, prepend=-1))
-        for name in ("peer_wait", "queue", "transfer", "woken"):
+        for name in ("peer_wait", "queue", "transfer", "woken", "untold"):
             values = np.add.reduceat(getattr(parts, name), edges, axis=0)
             sums[name][np.ix_(piece.block_index[edges], piece.ranks)] += values
     arrived = [group.enqueued_ns.max(1) for group in groups]
@@ -181,8 +182,8 @@ def blocked(groups: list[Group], shape: tuple[int, int]) -> Blocked:
 
 
 def _hidden(group: Group, column: int, arrived: Ints, waits: Waits) -> tuple[Ints, Ints]:
-    """Block index and hidden ns of the collectives of one rank whose end is known."""
-    known = np.flatnonzero(group.finished_ns[:, column] != UNKNOWN)
+    """Block index and hidden ns of the collectives of one rank whose end and last arrival are known."""
+    known = np.flatnonzero((group.finished_ns[:, column] != UNKNOWN) & group.whole)
     begin = np.maximum(arrived[known], group.started_ns[known, column])
     end = np.maximum(group.finished_ns[known, column], begin)
     return group.block_index[known], (end - begin) - (waits.until(end) - waits.until(begin))

@@ -237,12 +237,17 @@ def load_table(
     run: int | None = None,
     steps: Sequence[int] | None = None,
 ) -> "pa.Table":
-    """Read one of TABLES, or some columns of it, or the rows of one run or of some steps; an absent one is empty.
+    """Read one of TABLES, or some columns of it, or the rows of one run or of some steps.
 
-    Stamps are on the common clock of all ranks. Raises Refused where the file is damaged.
+    Stamps are on the common clock of all ranks. One of OF_BOXES is empty where it is absent. Raises Refused where
+    another is absent, and where a file is damaged: not a table, without a column, or with other values than its schema
+    allows.
     """
     from pneumo.study.common_clock import common_clock
 
+    path = folder / f"{name}.parquet"
+    if name not in OF_BOXES and not path.exists():
+        raise Refused(f"{path} is missing; name the folder of a whole result.")
     wanted = table_schema(name).names if columns is None else list(columns)
     common = None
     if set(wanted) & set(STAMPS) and (folder / "run.json").exists():
@@ -274,9 +279,26 @@ def _read_table(
     kept: list[tuple[str, str, Any]] = [] if run is None else [("run", "==", run)]
     kept += [] if steps is None else [("step", "in", list(steps))]
     try:
-        return pq.read_table(path, schema=schema, columns=columns, filters=kept or None)
+        _check_columns(path, pq.read_schema(path), schema)
+        table = pq.read_table(path, schema=schema, columns=columns, filters=kept or None)
     except (pa.ArrowException, OSError) as error:
         raise Refused(f"{path} is not a table that this version reads: {str(error).splitlines()[0]}.") from error
+    for field in table.schema:
+        if not field.nullable and (empty := table.column(field.name).null_count):
+            raise Refused(f"{path} is damaged: its column {field.name} is empty in {empty} of {table.num_rows} rows.")
+    return table
+
+
+def _check_columns(path: Path, found: "pa.Schema", schema: "pa.Schema") -> None:
+    """Arrow fills in what a file lacks and casts what it has otherwise, silently."""
+    for field in schema:
+        if field.name not in found.names:
+            raise Refused(f"{path} is not a table that this version reads: it has no column {field.name}.")
+        kind = found.field(field.name).type
+        if kind != field.type:
+            raise Refused(
+                f"{path} is not a table that this version reads: its column {field.name} is {kind}, not {field.type}."
+            )
 
 
 def on_common_clock(common: "CommonClock | None", table: "pa.Table") -> "pa.Table":

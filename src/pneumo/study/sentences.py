@@ -29,6 +29,20 @@ CAUSES = {
     "alone": "it did alone what the others did not do",
     "unknown": "it spent the time between steps, where nothing is measured",
 }
+FAULTS = {
+    "blocks": ("blocks in which not all ranks have the same steps", "they are left out"),
+    "phases": (
+        "rows of steps.parquet whose phases do not sum to their wall time",
+        "what is said of their phases is wrong",
+    ),
+    "silent": ("ranks that left no record of collectives", "these waits are in other, for them and for the others"),
+    "lost": ("records of collectives that are lost", "peer wait is a lower bound there, the rest is in other"),
+    "impossible": ("records with stamps that cannot be", "they are taken for lost: the waits are in other"),
+    "gaps": ("collectives that no rank has a record of", "their numbers are missing; these waits are in other"),
+    "doubled": ("records that are there more than once", "they were counted once"),
+    "stray": ("records of no step or no rank of the run", "they are left out"),
+    "mismatched": ("collectives in which ranks did not do the same", "what is said of these may be wrong"),
+}
 PARTS = {
     "outside_s": "outside communication",
     "peer_wait_s": "peer wait",
@@ -174,16 +188,10 @@ def _defects(row: Row, whole: float, account: Account | None) -> Iterable[Senten
 
 
 def _records(row: Row, account: Account) -> Iterable[Sentence]:
-    faults = account.faults
-    for count, what in (
-        (faults.lost, "records of collectives are lost: where a rank's is, peer wait is a lower bound"),
-        (faults.doubled, "records are there more than once and were counted once"),
-        (faults.stray, "records belong to no step or rank of the run and were left out"),
-        (len(faults.silent_ranks), "ranks were blocked in collectives and left no record; that time is in other"),
-    ):
-        if count:
-            example = f" ({faults.examples[0]})" if faults.examples else ""
-            yield _say(row, f"{count} {what}{example}.", count=count)
+    for kind, (what, therefore) in FAULTS.items():
+        if fault := account.faults.get(kind):
+            first = "" if fault.count == 1 else "first: "
+            yield _say(row, f"{what}: {fault.count} ({first}{fault.examples[0]}); {therefore}.", count=fault.count)
 
 
 def rivalry(found: Rivals) -> list[Sentence]:

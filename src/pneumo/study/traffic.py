@@ -6,9 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumo.study.collectives import CHUNK, UNKNOWN, Floats, Group, Ints, StepKeys
-
-SMALL = "small"  # the group of sums of a few bytes beside the training's own collectives: no measure of a bandwidth
+from pneumo.study.collectives import CHUNK, SMALL, UNKNOWN, Floats, Group, Ints, StepKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,10 +15,10 @@ class Traffic:
 
     `steps` is the number of steps, of each rank. `calls` and `bytes` count each collective once for each member of its
     group, lost records too. `moved_bytes` and `busy_s` are about the records whose end is known, of collectives that
-    have all their records, those of SMALL left out: their bytes, and the time from the last arrival to the end, which
-    counts once where several are under way on a rank. So their quotient is the bandwidth (what nccl-tests calls the
-    algorithm's), by the clocks of the ranks, queue included. `tells_start` and `tells_finish` say whether the library
-    told these of any collective at all.
+    have all their records, those of SMALL, no measure of a bandwidth, left out: their bytes, and the time from the last
+    arrival to the end, which counts once where several are under way on a rank. So their quotient is the bandwidth
+    (what nccl-tests calls the algorithm's), by the clocks of the ranks, queue included. `tells_start` and
+    `tells_finish` say whether the library told these of any collective at all.
     """
 
     steps: Ints
@@ -58,7 +56,7 @@ def _under_way(group: Group) -> Iterable[tuple[Ints, Ints, Ints]]:
     Bytes and ns are sums over the ranks whose end is known; on each rank time that was counted before does not count.
     """
     arrived = group.enqueued_ns.max(1)
-    order = np.flatnonzero(group.present.all(1))
+    order = np.flatnonzero(group.whole)
     order = order[np.argsort(arrived[order], kind="stable")]
     reached: NDArray[np.int64] = np.full((1, group.ranks.size), UNKNOWN)
     rows = max(1, CHUNK // group.ranks.size)
