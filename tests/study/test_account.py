@@ -3,16 +3,19 @@
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import simulated
 from accounts import account_of, closes, row_of
 from simulated import MS, STYLES, Network, asleep
 from synthetic import entry
 
-from pneumo.study.account import TERMS, Account
+from pneumo.study.account import TERMS, Account, Reference, share_cost
+from pneumo.study.breakdown import select
 from pneumo.study.explain import injected
+from pneumo.study.ledger import Ledger, ledger
 from pneumo.study.results import load_table
 from pneumo.study.schema import PHASES, Row
 from pneumo.study.summary import summarize
@@ -378,3 +381,24 @@ def test_points_have_an_interval_from_six_blocks_on(tmp_path: Path) -> None:
     few = account_of(simulated.study(tmp_path, 2, blocks=3)).points("lost")
     assert few is not None
     assert few.kind == "range"
+
+
+def test_a_reference_has_lost_nothing_against_itself() -> None:
+    """Batches of 50 and 30 images and the count of them, as a validation has: each size costs what it cost."""
+    sizes, cost = np.array([50, 50, 30, 0]), np.array([51, 55, 31, 1]) * MS
+    steps = {"block": np.ones(4, int), "rank": np.zeros(4, int), "images": sizes, "step": np.arange(4)}
+    steps |= {f"{phase}_{what}": np.zeros(4, int) for phase in PHASES for what in ("ns", "cpu_ns", "delay_ns")}
+    steps |= {"forward_cpu_ns": cost, "forward_ns": cost, "wall_ns": cost, "helpers_cpu_ns": np.zeros(4, int)}
+    steps |= {"begin_ns": np.cumsum(cost), "kind": np.full(4, "validate")}
+    none = select(steps, np.zeros(4, bool))
+    reference = Reference.of(entry(0, *simulated.SERIAL), steps, none, ledger(steps, 1, none))
+    found = share_cost(steps, (1,), 1, reference)
+    assert found is not None
+    assert found.sum() == pytest.approx(cost.sum() / 1e9, abs=1e-12)
+    assert reference.cost(1, np.array([50.0, 40.0, 50.0])) == pytest.approx([0.053, 0.042, 0.053])
+    assert reference.cost(1, np.array([40.0, 0.0, 0.0])) is None, "that size was not timed"
+
+
+def test_of_one_size_a_smaller_batch_costs_its_part() -> None:
+    reference = Reference(entry(0, *simulated.SERIAL), cast(Ledger, None), {1: {50: 0.05}})
+    assert reference.cost(1, np.array([50.0, 30.0, 0.0, 50.0])) == pytest.approx([0.05, 0.03, 0, 0.05])
