@@ -91,10 +91,17 @@ def test_a_sleep_that_the_study_put_in_has_a_name(tmp_path: Path) -> None:
         ({"inject": ["rank=1,phase=data,delay=1ms"]}, {(1, "data"): "injected sleep"}),
         ({"inject": [{"rank": 2, "phase": "optimizer", "delay": 0.1}]}, {(2, "optimizer"): "injected sleep"}),
         ({"inject": "rank=1,phase=backward,cause=busy,delay=1ms"}, {}),
+        ({"inject": "rank=1,phase=validate,delay=1ms"}, {}),
     ],
 )
 def test_names_of_injected_sleeps(given: dict[str, Any], expected: dict[tuple[int | None, str], str]) -> None:
     assert injected(given) == expected
+
+
+def test_names_of_what_is_injected_into_a_validation() -> None:
+    config = {"inject": ["rank=1,phase=validate,delay=1ms,cause=sleep", "rank=1,phase=forward,delay=1ms"]}
+    assert injected(config, "validate") == {(1, "forward"): "injected sleep"}
+    assert injected(config, "checkpoint") == {}
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -327,6 +334,19 @@ def test_validation_has_an_account_of_its_own(tmp_path: Path) -> None:
     assert account.terms["replicated"] is None
     assert account.total("residual") == seconds(20 * MS)
     assert account_of(path).total("residual") == seconds(0)
+
+
+@pytest.mark.parametrize("cause", ["sleep", "compute", "off_cpu"])
+def test_the_rank_that_ends_a_validation_late_is_named(tmp_path: Path, cause: str) -> None:
+    """Two batches of 30 ms without a collective, then the sum that counts them; rank 1 takes 50 ms more for each."""
+    more = (50 * MS, 50 * MS * (cause == "compute"), 50 * MS * (cause == "off_cpu"))
+    config = {"inject": "rank=1,phase=validate,delay=50ms,cause=sleep"}
+    account = account_of(simulated.validated(tmp_path, more, config), kind="validate")
+    assert [(x.rank, x.phase, x.cause, x.count) for x in account.late] == [(1, "forward", cause, 1)]
+    assert account.total("peer_wait") == account.late[0].rank_s == seconds(2 * 50 * MS)
+    assert account.total("residual") == seconds(0)
+    if cause == "sleep":
+        assert item(account, "other", "injected sleep") == seconds(2 * 50 * MS)
 
 
 def test_what_is_validated_amid_the_training_is_no_part_of_the_account_of_validation(tmp_path: Path) -> None:

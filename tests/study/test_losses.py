@@ -137,6 +137,14 @@ def test_validation_is_printed_beside_the_training(screen: Console, tmp_path: Pa
     assert re.search(r"^ddp gloo 2 validate +-?\d", printed(screen, path), re.M)
 
 
+def test_the_account_of_validation_is_said_in_words(screen: Console, tmp_path: Path) -> None:
+    text = " ".join(printed(screen, simulated.validated(tmp_path, asleep(50 * MS), {})).split())
+    said = text[text.index("ddp gloo 2 validate: Of 0.") :]
+    assert "ank 1 was the last at" in said[:300]
+    assert "forward" in said[:500]
+    assert re.search(r"ddp gloo 2 validate -?\d", text)
+
+
 def test_ten_times_the_steps_take_at_most_ten_times_as_long(tmp_path: Path) -> None:
     """64 ranks, 10 collectives a step; tests/study/big_result.py makes it a thousand ranks and a thousand steps."""
     import big_result

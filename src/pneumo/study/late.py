@@ -2,7 +2,7 @@
 
 For each collective the last rank to arrive answers for the peer wait of all others. What each rank did since its own
 latest wait is laid beside the median of what the others did: the phase in which the late rank exceeds it most is where
-it lost the time. The cause is then what grew in that phase of that step over the others' median:
+it lost the time. The cause is then what grew in that phase of these steps over the others' median:
 
     off_cpu   run-queue delay: the thread was ready and had no core
     compute   CPU time: it had more to compute, or computed slower
@@ -13,7 +13,7 @@ it lost the time. The cause is then what grew in that phase of that step over th
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,12 +96,25 @@ def _blame(
     rows = np.flatnonzero(wait > 0)
     last = parts.last[rows]
     place = np.stack([_excess(spent[p][rows], last) for p in range(len(PLACES))]).argmax(0)
-    step = np.where(place < PROGRAM.index("optimizer"), group.step_index[rows], begun[rows, last])
+    low = int(np.searchsorted(lanes.block_index, lanes.block_index[group.step_index[0]]))
+    steps = _steps(place, begun[rows, last], group.step_index[rows], low)
     cause = np.full(rows.size, CAUSES.index("alone"))
     cause[place == PLACES.index(BETWEEN)] = CAUSES.index("unknown")
     timed = np.flatnonzero(place < len(PROGRAM))
-    cause[timed] = _cause(place[timed], step[timed], last[timed], group.ranks, lanes, clocks)
+    cause[timed] = _cause(place[timed], (steps[0][timed], steps[1][timed]), last[timed], group.ranks, lanes, clocks)
     return group.ranks[last], place, cause, wait[rows]
+
+
+def _steps(
+    place: NDArray[np.intp], begun: NDArray[np.int32], now: NDArray[np.intp], low: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The first and the last step in which a stretch has gone through that place, (k,) each.
+
+    A stretch begins with a wait, behind what comes early in its step, or with its block, whose first step is `low`.
+    """
+    early = place < PROGRAM.index("optimizer")
+    first = np.where(early, np.minimum(begun + 1, now), np.maximum(begun, low))
+    return first, np.where(early, now, np.maximum(now - 1, first))
 
 
 def _excess(values: Single, last: NDArray[np.intp]) -> Single:
@@ -121,16 +134,26 @@ def _excess(values: Single, last: NDArray[np.intp]) -> Single:
 
 def _cause(
     place: NDArray[np.intp],
-    step: NDArray[np.intp],
+    steps: tuple[NDArray[np.intp], NDArray[np.intp]],
     last: NDArray[np.intp],
     ranks: NDArray[np.int64],
     lanes: Lanes,
     clocks: Clocks,
 ) -> NDArray[np.intp]:
-    wall = lanes.phases[place, step][:, ranks].astype(np.float32)
-    cpu, delay = clocks.cpu[place, step][:, ranks], clocks.delay[place, step][:, ranks]
+    wall, cpu, delay = (_sums(x, place, *steps)[:, ranks] for x in (lanes.phases, clocks.cpu, clocks.delay))
     grown = np.stack([_excess(x, last) for x in (delay, cpu, wall - cpu - delay)])
     cause: NDArray[np.intp] = grown.argmax(0)
     # Whatever kept a batch away, the rank waited for data, unless it only lacked a core.
     cause[(place == PROGRAM.index("data")) & (cause != CAUSES.index("off_cpu"))] = CAUSES.index("data")
     return cause
+
+
+def _sums(
+    values: NDArray[np.floating[Any]], place: NDArray[np.intp], first: NDArray[np.intp], last: NDArray[np.intp]
+) -> Single:
+    """The sum over some steps of a place in `values` (5, S, n) for all ranks, (k, n)."""
+    found = values[place, last].astype(np.float32)
+    for back in range(1, int((last - first).max(initial=0)) + 1):
+        rows = np.flatnonzero(last - back >= first)
+        found[rows] += values[place[rows], last[rows] - back]
+    return found

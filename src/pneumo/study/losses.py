@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
@@ -15,7 +16,7 @@ from pneumo.study.common_clock import describe
 from pneumo.study.explain import KINDS, Explainer
 from pneumo.study.scaling import fit, pop
 from pneumo.study.schema import Row, RunFile, Summary
-from pneumo.study.sentences import paragraphs
+from pneumo.study.sentences import paragraphs, sentences
 
 HEADERS = ("peer\nwait", "queue", "trans-\nfer", "data\nstall", "off-\nCPU", "repli-\ncated", "slower\non CPU", "other")
 COLUMNS = ("lost", *TERMS, "residual")
@@ -54,12 +55,49 @@ def losses(run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, A
     yield legend([*_about(rows, training), ("clock", describe(run))])
     for paragraph in paragraphs(rows, training, run.cores):
         yield Text(paragraph)
-    others = [(row, kind) for kind in KINDS[1:] for row in _compared(summary, accounts[kind])]
-    if others:
-        table = _points_table("Validation and checkpoints, each against the same of the serial run")
-        for row, kind in others:
-            _add_points(table, f"{name_of(row)} {kind}", accounts[kind][row.run])
-        yield table
+    yield from _beside_training(run, summary, accounts)
+
+
+def _beside_training(
+    run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, Account]]
+) -> Iterable[RenderableType]:
+    """The accounts of validation and checkpoints, in points and in words."""
+    rows = {kind: _compared(summary, accounts[kind]) for kind in KINDS[1:]}
+    if not any(rows.values()):
+        return
+    table = _points_table("Validation and checkpoints, each against the same of the serial run")
+    about, said = {"validate": "all answers after the training (and between blocks, where it can stop early)"}, []
+    about |= {"checkpoint": "the trained model is gathered, and written by rank 0"}
+    other = []
+    for kind, row in ((kind, row) for kind, found in rows.items() for row in found):
+        name, account = f"{name_of(row)} {kind}", accounts[kind][row.run]
+        _add_points(table, name, account)
+        other += [f"{name}: {parts}"] if (parts := _other_parts(account)) else []
+        found = sentences(_as_row(row, account), account, run.cores)
+        said += [f"{name}: " + " ".join(one.text for one in found)] if found else []
+    yield table
+    yield legend([*((kind, about[kind]) for kind in rows if rows[kind]), *(("other", text) for text in other)])
+    for paragraph in said:
+        yield Text(paragraph)
+
+
+def _as_row(row: Row, account: Account) -> Row:
+    """A run's row with the figures of another account of it, for what can be said of these."""
+    return msgspec.structs.replace(
+        row,
+        steps=int(account.traffic.steps.sum()),
+        total_s=account.whole_s / row.ranks,
+        lost_rank_s=account.total("lost"),
+        loss={term: account.total(term) for term in TERMS},
+        residual_rank_s=account.total("residual"),
+        late=account.late,
+    )
+
+
+def _other_parts(account: Account) -> str:
+    """The parts of `other` in points, those that round to nothing left out."""
+    points = {name: 100 * float(x.sum()) / account.whole_s for name, x in account.items["other"].items()}
+    return ", ".join(f"{name} {value:.1f}" for name, value in points.items() if abs(value) >= 0.05)
 
 
 def _compared(summary: Summary, accounts: Mapping[int, Account]) -> list[Row]:

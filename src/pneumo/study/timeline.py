@@ -142,13 +142,15 @@ class Lane:
     def since_wait(self, moment: Ints, step: NDArray[np.intp]) -> tuple[Floats, NDArray[np.intp]]:
         """What the rank did in each place between its latest wait (or its block's begin) and each moment of a step.
 
-        Returns ns (8, m) in the order of PLACES, and the step in which that stretch begins, (m,).
+        Returns ns (8, m) in the order of PLACES, and the step in which that stretch begins, (m,): of one that begins
+        with the block the one before its first.
         """
         since = self.waits.previous_end(moment)
         begun = np.clip(np.searchsorted(self._begin, since, side="right") - 1, 0, step - self._low) + self._low
         # Before its first wait a rank has done everything since the block's begin.
         waited = since > 0
-        return self._done(moment, step) - np.where(waited, self._done(since, begun), 0.0), begun
+        spent = self._done(moment, step) - np.where(waited, self._done(since, begun), 0.0)
+        return spent, np.where(waited, begun, self._low - 1)
 
     def _done(self, moment: Ints, step: NDArray[np.intp]) -> Floats:
         """What has been done in each place since the block's begin, (8, m) ns."""
