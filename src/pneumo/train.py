@@ -1,7 +1,7 @@
 """The training loop. There is one, for every model and backend."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ Row = dict[str, Any]
 EVALUATION_BATCH = 50
 FIRST_ALONE = 1 << 33  # what is done alone is numbered from, before the step of that number less this
 FIRST_BETWEEN = 1 << 34  # what is answered between two blocks is numbered from, beyond all training steps
+FIRST_SAVED = 1 << 35  # what a checkpoint is made of is numbered from
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,6 +327,27 @@ class Training:
         with torch.no_grad(), self._recipe.averaged():
             self._task.settle()
             return {name: value.clone() for name, value in self._backend.full_state().items()}
+
+    def checkpoint(self, block: int, write: Callable[[Mapping[str, torch.Tensor]], None]) -> Block:
+        """Gather the evaluated model on all ranks and have rank 0 write it, for which the others wait.
+
+        Returns the timed rows: one for each of the two. All ranks begin together. Raises what `write` raises.
+        """
+        rows = Block()
+        self._world.watchdog.at("the checkpoint of", self.run)
+        self.comm.Barrier()
+        self._timing.recorder.drop()
+        self._timing.begin()
+        with self._timing.phase("other"):
+            state = self.full_state()
+        self._end_step(rows, FIRST_SAVED, block, kind="checkpoint", images=0)
+        self._timing.begin()
+        with self._timing.phase("other"):
+            if self.comm.rank == 0:
+                write(state)
+            self._sum(torch.zeros(1))
+        self._end_step(rows, FIRST_SAVED + 1, block, kind="checkpoint", images=0)
+        return rows
 
     def export(self, weights: Mapping[str, torch.Tensor], stem: Path) -> None:
         """Write the model of `full_state` for other programs, where it has such a form."""

@@ -349,6 +349,29 @@ def test_the_rank_that_ends_a_validation_late_is_named(tmp_path: Path, cause: st
         assert item(account, "other", "injected sleep") == seconds(2 * 50 * MS)
 
 
+def test_the_account_of_a_checkpoint_names_who_wrote_it(tmp_path: Path) -> None:
+    """Both runs take 40 ms to write it; of two ranks the other waits, and half of serial's work is nobody's loss."""
+    serial, _ = simulated.train(entry(0, *simulated.SERIAL), simulated.even(1))
+    rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
+    blank = {f"{p}_{what}": 0 for p in PHASES for what in ("ns", "cpu_ns", "delay_ns")}
+    for found, ranks in ((serial, 1), (rows, 2)):
+        last = next(r for r in found if r["step"] == 7)
+        begin = last["begin_ns"] + 10**10
+        new = last | blank | {"kind": "checkpoint", "step": 100, "begin_ns": begin, "wall_ns": 40 * MS, "images": 0}
+        found += [new | {"other_ns": 40 * MS}, new | {"rank": 1, "comm_ns": 40 * MS}][:ranks]
+        for rank, came in enumerate((begin + 40 * MS, begin)[: ranks if ranks > 1 else 0]):
+            stamps = dict.fromkeys(("started_ns", "finished_ns", "wait_end_ns"), begin + 40 * MS)
+            record = next(r for r in records if r["rank"] == rank) | {"block": 2, "step": 100, "seq": 0}
+            records.append(record | stamps | {"enqueued_ns": came, "wait_begin_ns": came, "group": "small"})
+    path = simulated.write(tmp_path, [(serial, []), (rows, records)], [simulated.SERIAL, ("ddp", "gloo", 2, 1)])
+    account = account_of(path, kind="checkpoint")
+    assert account.total("lost") == account.total("peer_wait") == seconds(40 * MS)
+    assert account.total("residual") == account.total("other") == seconds(0)
+    assert [(x.rank, x.phase, x.cause, x.count) for x in account.late] == [(0, "checkpoint", "alone", 1)]
+    assert account_of(path).blocks == (1, 2), "the training's account is what it was"
+    assert item(account_of(path), "other", "checkpoint") == 0
+
+
 def test_what_is_validated_amid_the_training_is_no_part_of_the_account_of_validation(tmp_path: Path) -> None:
     rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2), validates={(0, 6): 300 * MS})
     serial = simulated.serial_rows(entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})

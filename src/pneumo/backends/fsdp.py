@@ -48,10 +48,13 @@ class Fsdp(Backend):
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """Gather the whole model on every rank; collective."""
-        return {
-            name: value.full_tensor() if hasattr(value, "full_tensor") else value
-            for name, value in self.model.state_dict().items()
-        }
+        return {name: self._whole(value) for name, value in self.model.state_dict().items()}
+
+    def _whole(self, value: Any) -> torch.Tensor:
+        if not hasattr(value, "full_tensor"):
+            return value  # type: ignore[no-any-return]  # a tensor that is not sharded
+        with self.recorder.blocking():
+            return value.full_tensor()  # type: ignore[no-any-return]  # of DTensor
 
 
 class FsdpAsync(Fsdp):

@@ -250,7 +250,9 @@ class _Growth:
     """Ours less the reference's for as many images."""
 
     def __init__(self, ours: Ledger, theirs: Ledger) -> None:
-        self.weight = ours.images / theirs.images.sum(1, keepdims=True)
+        images = theirs.images.sum(1, keepdims=True)
+        # Rows without images, as those of checkpoints, are one piece of work for all ranks.
+        self.weight = np.where(images > 0, ours.images / np.maximum(images, 1), 1 / ours.images.shape[1])
 
     def __call__(self, ours: Floats, theirs: Floats) -> Floats:
         grown: Floats = ours - self.weight * theirs.sum(1, keepdims=True)

@@ -58,7 +58,7 @@ class Explainer:
         if reference is not None and shared:
             reference = replace(reference, ledger=reference.ledger.only(sums.blocks))
             shares = share_cost(rows, sums.blocks, entry.ranks, reference)
-        lateness, replayed = self._dynamics(groups, rows, keys, entry, alone, replay=self._replay and kind == "train")
+        lateness, replayed = self._dynamics(kind, groups, rows, keys, entry, alone)
         return make_account(
             entry,
             kind,
@@ -77,13 +77,15 @@ class Explainer:
         )
 
     def _dynamics(
-        self, groups: list[Group], rows: Columns, keys: StepKeys, entry: RunEntry, alone: Columns, *, replay: bool
+        self, kind: str, groups: list[Group], rows: Columns, keys: StepKeys, entry: RunEntry, alone: Columns
     ) -> tuple[list[Late], WhatIf | None]:
-        """Who was late, and the replay where it was asked for; of rows that all ranks have."""
+        """Who was late, and of training the replay where it was asked for; of rows that all ranks have."""
         if not groups or breakdown.timed(rows, entry)["step"].size < rows["step"].size:
             return [], None
         laid = lanes(rows, keys, entry.ranks, alone)
-        found = late(groups, laid, Clocks.of(rows, (keys.step.size, entry.ranks)))
+        clocks = Clocks.of(rows, (keys.step.size, entry.ranks))
+        found = late(groups, laid, clocks, other="checkpoint" if kind == "checkpoint" else "other")
+        replay = self._replay and kind == "train"
         return found, what_if(groups, laid, Delays.of(rows, laid)) if replay else None
 
     def _steps_of(self, run: int) -> Columns:

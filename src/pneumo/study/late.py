@@ -47,8 +47,11 @@ class Clocks:
         return cls(cpu, delay)
 
 
-def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
-    """Name the late ranks of a run, worst first, by (rank, phase, cause)."""
+def late(groups: list[Group], lanes: Lanes, clocks: Clocks, *, other: str = "other") -> list[Late]:
+    """Name the late ranks of a run, worst first, by (rank, phase, cause).
+
+    `other` says what the phase `other` of these rows is: one of PLACES, that of ALONE where one rank does it alone.
+    """
     ranks = lanes.begin.shape[1]
     shape = (ranks, len(PLACES), len(CAUSES))
     wait, count = np.zeros(shape), np.zeros(shape, np.int64)
@@ -57,7 +60,7 @@ def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
         stretches = _stretches(here, lanes, block)
         for group, (spent, begun) in zip(here, stretches, strict=True):
             if group.ranks.size > 1 and group.seq.size:
-                found = _blame(group, spent, begun, lanes, clocks)
+                found = _blame(group, spent, begun, lanes, clocks, PLACES.index(other))
                 np.add.at(wait, found[:3], found[3])
                 np.add.at(count, found[:3], 1)
     rows = [
@@ -88,7 +91,7 @@ def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Sing
 
 
 def _blame(
-    group: Group, spent: Single, begun: NDArray[np.int32], lanes: Lanes, clocks: Clocks
+    group: Group, spent: Single, begun: NDArray[np.int32], lanes: Lanes, clocks: Clocks, other: int
 ) -> tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.intp], Floats]:
     """Rank, place, cause and peer wait in ns of each collective that was waited for, (k,) each."""
     parts = split(group)
@@ -96,6 +99,7 @@ def _blame(
     rows = np.flatnonzero(wait > 0)
     last = parts.last[rows]
     place = np.stack([_excess(spent[p][rows], last) for p in range(len(PLACES))]).argmax(0)
+    place[place == PROGRAM.index("other")] = other
     low = int(np.searchsorted(lanes.block_index, lanes.block_index[group.step_index[0]]))
     steps = _steps(place, begun[rows, last], group.step_index[rows], low)
     cause = np.full(rows.size, CAUSES.index("alone"))
