@@ -208,6 +208,31 @@ def test_every_cause_in_every_phase_is_named(
     assert row.loss["peer_wait"] == pytest.approx((ranks - 1) * times * 0.03, rel=0.11)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_rank_that_comes_late_out_of_a_wait_is_late_in_comm(tmp_path: Path, ranks: int, recorded: bool) -> None:
+    """40 ms more on rank 1 than the transfer took for the others, as a part of the record of its wait or beside it."""
+    rank = entry(1, "fsdp", "gloo", ranks, 1)
+
+    def slow(r: int, _step: int, phase: str) -> simulated.Cost | None:
+        return asleep(40 * MS) if (r, phase) == (1, "optimizer" if recorded else "forward") else None
+
+    rows, records = simulated.train(rank, simulated.plus(simulated.even(ranks), slow), style="fsdp")
+    for row in (r for r in rows if r["rank"] == 1):
+        row["comm_ns"] += 40 * MS
+        row["optimizer_ns" if recorded else "forward_ns"] -= 40 * MS
+    for record in (r for r in records if r["rank"] == 1 and r["seq"] % 2 and recorded):
+        record["wait_end_ns"] += 40 * MS  # the last of the step's two
+    runs = [simulated.SERIAL, ("fsdp", "gloo", ranks, 1)]
+    serial = simulated.serial_rows(entry(0, *runs[0]), {32 // ranks: simulated.share_ns(ranks)})
+    row = row_of(simulated.write(tmp_path, [(serial, []), (rows, records)], runs))
+    assert {(x.rank, x.phase, x.cause) for x in row.late} == {(1, "comm", "sleep")}
+    assert row.loss["peer_wait"] == seconds((ranks - 1) * (STEPS - 2 * recorded) * 40 * MS)
+    # Nobody waits in a collective for what is after a block's last one: the others end early.
+    assert row.loss["other"] == seconds((2 * (ranks - 1) if recorded else STEPS) * 40 * MS)
+    assert closes(row)
+
+
 def test_two_causes_at_once_are_told_apart(tmp_path: Path) -> None:
     def two(rank: int, step: int, phase: str) -> simulated.Cost | None:
         if (rank, step % 2, phase) == (1, 0, "backward"):

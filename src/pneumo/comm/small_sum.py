@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pneumo.comm.records import GroupRecords
-from pneumo.timing.record import Recorder
+from pneumo.timing.record import Issue, Recorder
 
 GROUP = "small"  # what the records of these sums are marked with
 
@@ -74,7 +74,9 @@ class TimedSum:
 
     def begin(self, tensor: torch.Tensor) -> "TimedPending":
         """As SmallSum."""
-        return TimedPending(self._sum.begin(tensor), self._recorder)
+        with self._recorder.issuing() as issue:
+            pending = self._sum.begin(tensor)
+        return TimedPending(pending, self._recorder, issue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,9 @@ class TimedPending:
 
     pending: Sum
     recorder: Recorder
+    issue: Issue
 
     def wait(self) -> torch.Tensor:
         """Return the tensor when it is summed."""
-        with self.recorder.waiting(self.recorder.small):
+        with self.recorder.waiting(self.issue, self.recorder.small):
             return self.pending.wait()

@@ -6,7 +6,7 @@ it lost the time. The cause is then what grew in that phase of these steps over 
 
     off_cpu   run-queue delay: the thread was ready and had no core
     compute   CPU time: it had more to compute, or computed slower
-    sleep     neither of these: it was blocked
+    sleep     neither of these: it was blocked; of comm: it came late out of its latest wait
     data      the phase is the wait for the next batch
     alone     it did what others did not: validation, a checkpoint
     unknown   it lost the time between two steps, where nothing is measured
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pneumo.study.collectives import UNKNOWN, Floats, Group, split
 from pneumo.study.schema import Late
-from pneumo.study.timeline import BETWEEN, PLACES, PROGRAM, Lane, Lanes
+from pneumo.study.timeline import BETWEEN, COMM, PLACES, PROGRAM, Lane, Lanes
 
 if TYPE_CHECKING:
     from pneumo.study.breakdown import Columns
@@ -72,7 +72,7 @@ def late(groups: list[Group], lanes: Lanes, clocks: Clocks, *, other: str = "oth
 
 
 def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Single, NDArray[np.int32]]]:
-    """For each group of one block what each rank did before each arrival since its latest wait, in ns (8, K, n).
+    """For each group of one block what each rank did before each arrival since its latest wait, in ns (9, K, n).
 
     Also the step in which that stretch begins, (K, n). Where a record is lost the stretch is not-a-number.
     """
@@ -104,6 +104,7 @@ def _blame(
     steps = _steps(place, begun[rows, last], group.step_index[rows], low)
     cause = np.full(rows.size, CAUSES.index("alone"))
     cause[place == PLACES.index(BETWEEN)] = CAUSES.index("unknown")
+    cause[place == PLACES.index(COMM)] = CAUSES.index("sleep")
     timed = np.flatnonzero(place < len(PROGRAM))
     cause[timed] = _cause(place[timed], (steps[0][timed], steps[1][timed]), last[timed], group.ranks, lanes, clocks)
     return group.ranks[last], place, cause, wait[rows]

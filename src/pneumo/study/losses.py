@@ -95,9 +95,9 @@ def _as_row(row: Row, account: Account) -> Row:
 
 
 def _other_parts(account: Account) -> str:
-    """The parts of `other` in points, those that round to nothing left out."""
+    """The parts of `other` in points, those below half a point left out."""
     points = {name: 100 * float(x.sum()) / account.whole_s for name, x in account.items["other"].items()}
-    return ", ".join(f"{name} {value:.1f}" for name, value in points.items() if abs(value) >= 0.05)
+    return ", ".join(f"{name} {value:.1f}" for name, value in points.items() if abs(value) >= 0.5)
 
 
 def _compared(summary: Summary, accounts: Mapping[int, Account]) -> list[Row]:
