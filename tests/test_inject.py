@@ -24,15 +24,19 @@ def test_what_can_be_written() -> None:
     assert injections("rank=0,cause=busy") == (Injection(0, None, 0.0, "busy"),)
     assert injections("rank=2,phase=forward,delay=1ms,cause=compute") == (Injection(2, "forward", 0.001, "compute"),)
     assert injections("rank=0,phase=validate,cause=alone,delay=1s") == (Injection(0, "validate", 1.0, "alone"),)
+    for phase in ("validate", "checkpoint"):
+        assert injections(f"rank=0,phase={phase},delay=1s") == (Injection(0, phase, 1.0, "alone"),)
+    assert injections("rank=0,phase=validate,delay=1s,cause=sleep") == (Injection(0, "validate", 1.0),)
+    assert injections("rank=all,phase=validate,delay=1s") == (Injection(None, "validate", 1.0),)
     repeated = injections("rank=all,phase=optimizer,cause=replicated,delay=8ms")
     assert repeated == (Injection(None, "optimizer", 0.008, "replicated"),)
 
 
 @pytest.mark.parametrize("flags", [("A,B",), ("A;B",), ("A", "B")])
 def test_several_causes(flags: tuple[str, ...]) -> None:
-    one, two = "rank=0,phase=data,delay=5ms", "rank=1,phase=validate,delay=300us"
+    one, two = "rank=0,phase=data,delay=5ms", "rank=1,phase=forward,delay=300us"
     found = injections(*(flag.replace("A", one).replace("B", two) for flag in flags))
-    assert found == (Injection(0, "data", 0.005), Injection(1, "validate", 0.0003))
+    assert found == (Injection(0, "data", 0.005), Injection(1, "forward", 0.0003))
 
 
 def test_a_file_says_it_as_a_list_or_as_a_text(tmp_path: Path) -> None:
@@ -60,7 +64,7 @@ def test_a_file_says_it_as_a_list_or_as_a_text(tmp_path: Path) -> None:
         ("rank=0,phase=validate,cause=alone", "delay missing"),
         ("rank=0,phase=backward,delay=1s,cause=alone", "acts in validate, checkpoint, not in backward"),
         ("rank=all,phase=validate,delay=1s,cause=alone", "name one rank"),
-        ("rank=0,phase=checkpoint,delay=1s", "cause sleep acts in data, .*, not in checkpoint"),
+        ("rank=all,phase=checkpoint,delay=1s", "cause sleep acts in data, .*, not in checkpoint"),
         ("rank=0,phase=comm,delay=1s,cause=compute", "not in comm"),
         ("rank=0,phase=optimizer,delay=1s,cause=replicated", "write rank=all"),
         ("nonsense", "write it as in"),

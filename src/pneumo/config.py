@@ -77,7 +77,10 @@ class Study:
     learning_rate: Annotated[float | None, _option(_TRAIN)] = None
     "Adam's step size, the highest one where it has a schedule (0.001 for cnn, 0.002 for yolo)."
     inject: Annotated[tuple[Injection, ...], _option(_TRAIN, parse_injections)] = ()
-    "Known causes of loss, as in rank=1,phase=backward,delay=20ms,cause=sleep (or compute, replicated, alone, busy)."
+    (
+        "Known causes of loss, as in rank=1,phase=backward,delay=20ms,cause=sleep (or compute, replicated, busy), or "
+        "rank=0,phase=validate,delay=20ms (or checkpoint): before each step, alone, while the others wait."
+    )
     patience: Annotated[int, _option(_TRAIN)] = 0
     (
         "Stop all runs early, after the same block: that after which no run's AUC (of yolo mAP@0.5) on the calibration "

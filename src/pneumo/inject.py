@@ -24,7 +24,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "alone": ("validate", "checkpoint"),
 }
 _KEYS = ("rank", "phase", "delay", "cause")
-_EXAMPLE = "as in rank=1,phase=backward,delay=20ms or rank=0,phase=validate,delay=1s,cause=alone or rank=0,cause=busy"
+_EXAMPLE = "as in rank=1,phase=backward,delay=20ms or rank=0,phase=validate,delay=1s or rank=0,cause=busy"
 _UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
@@ -35,9 +35,10 @@ class Injection:
     sleep       it sleeps; `comm` delays the transport itself, once a step, `validate` each batch of the validation
     compute     it computes, and uses as much CPU time
     replicated  so does every rank, and the serial reference: work that does not become less with a rank's share
-    alone       it validates or writes a checkpoint (it sleeps) before each step, while the others go on
+    alone       it validates or writes a checkpoint (it sleeps) before each step, while the others go on and wait for it
     busy        it shares its cores with a busy process
 
+    In `validate` and `checkpoint` one rank does alone what is asked of it where no cause is named, elsewhere it sleeps.
     But for `replicated` only trainings of several ranks are disturbed, so the serial reference stays what it is.
     """
 
@@ -66,7 +67,9 @@ def _one(text: str) -> Injection:
         if key not in _KEYS:
             raise Refused(f"--inject {text}: unknown {key}: {nearest(key, _KEYS)}.")
         fields[key] = value
-    cause, phase = fields.get("cause", "sleep"), fields.get("phase")
+    phase = fields.get("phase")
+    by_default = "alone" if phase in PLACES["alone"] and fields.get("rank") != "all" else "sleep"
+    cause = fields.get("cause", by_default)
     for name, known in (("cause", get_args(Cause)), ("phase", get_args(Place))):
         if name in fields and fields[name] not in known:
             raise Refused(f"--inject {text}: unknown {name} {fields[name]}: {nearest(fields[name], known)}.")

@@ -198,7 +198,6 @@ class Job:
             self._keep(training, rows)
             sizes = training.comm.gather(training.sizes())
             gathered = training.comm.gather(answers.rows(training.run.run, self._store.index, parts))
-            state = training.full_state() if self._study.save else None
             if training.comm.rank == 0:
                 largest = max(s.state_bytes for s in sizes)
                 peak = max(s.step_peak_bytes for s in sizes)
@@ -206,8 +205,8 @@ class Job:
                 for found in gathered:
                     self._results.add_predictions(found.predictions)
                     self._results.add_detections(found.detections)
-                if state is not None:
-                    self._save(training, state)
+            if self._study.save:
+                self._keep(training, training.checkpoint(block, lambda state: self._save(training, state)))
 
     def _add_truths(self) -> None:
         """Keep the true boxes of the images that are evaluated, where a model is to find them; on rank 0."""

@@ -1,7 +1,7 @@
 """The training loop. There is one, for every model and backend."""
 
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +31,7 @@ Row = dict[str, Any]
 EVALUATION_BATCH = 50
 FIRST_ALONE = 1 << 33  # what is done alone is numbered from, before the step of that number less this
 FIRST_BETWEEN = 1 << 34  # what is answered between two blocks is numbered from, beyond all training steps
+FIRST_SAVED = 1 << 35  # what a checkpoint is made of is numbered from
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ class Training:
         self.active = self.comm is not None
         self.next_step = 0
         self.total_steps = 1
-        self._peak_bytes = self._batches_answered = 0
+        self._peak_bytes = self._rows_answered = 0
         self._prepared = False
         if not self.active:
             return
@@ -99,10 +100,9 @@ class Training:
         place = Place(self.comm, groups.get(run.comm, run.ranks), device)
         self._disturbance = Disturbance(study.inject, self.comm.rank, run.ranks)
         recorder.delay_s = self._disturbance.delay_s("comm")
-        self._small_sum = groups.small_sum(self.comm)
-        timed_sum = TimedSum(self._small_sum, recorder)
+        self._sum = TimedSum(groups.small_sum(self.comm), recorder)
         self._groups = run.groups or run.ranks
-        team = Team(run.ranks, timed_sum, timed_sum.begin)
+        team = Team(run.ranks, self._sum, self._sum.begin)
         self._task = models.load(run.model)(study.settings, team)
         self._backend = backends.load(run.backend)(place, recorder)
         self._loader = self._make_loader(run.global_batch)
@@ -246,25 +246,29 @@ class Training:
     def calibrate(self, block: int) -> tuple[Block, Answered]:
         """Answer the calibration images after a block of training, which then goes on as if nothing had been asked.
 
-        Returns as `evaluate`. All ranks begin together, so that no row lies within a training step of another rank.
+        Returns as `evaluate`.
         """
         rows = Block()
-        self.comm.Barrier()
         with self._evaluated():
             answered = self._answer(rows, "calibrate", block, FIRST_BETWEEN)
         return rows, answered
 
     @contextmanager
     def _evaluated(self) -> Iterator[None]:
-        """Inside, the model is the one that is evaluated and kept, alike on all ranks; afterwards all is as before."""
+        """Inside, the model is the one that is evaluated and kept, alike on all ranks; afterwards all is as before.
+
+        All ranks begin together, so that no row lies within a training step of another rank.
+        """
         self._backend.model.eval()
         with torch.no_grad(), self._recipe.averaged(), _kept(self._backend.module.buffers()):
             self._task.settle()
+            self.comm.Barrier()
+            self._timing.recorder.drop()
             yield
         self._backend.evaluated()
 
     def _answer(self, rows: Block, part: str, block: int, first: int) -> Answered:
-        """Answer the images of one part; a timed row for each batch, numbered from `first`."""
+        """Answer the images of one part; a timed row for each batch and for counting them, numbered from `first`."""
         batches = evaluation(
             self._store,
             getattr(self._split, part),
@@ -289,15 +293,21 @@ class Training:
             positions.append(batch.samples)
             scores.append(found.scores)
             boxes += found.boxes
-            self._end_step(rows, first + self._batches_answered, block, kind="validate", images=len(images))
-            self._batches_answered += 1
+            self._end_answer(rows, first, block, len(images))
         answered = Answered(np.concatenate(positions), Answers(np.concatenate(scores), tuple(boxes)))
-        self._check_answered(part, len(answered.positions))
+        self._timing.begin()
+        with self._timing.phase("other"):
+            self._check_answered(part, len(answered.positions))
+        self._end_answer(rows, first, block, 0)
         return answered
+
+    def _end_answer(self, rows: Block, first: int, block: int, images: int) -> None:
+        self._end_step(rows, first + self._rows_answered, block, kind="validate", images=images)
+        self._rows_answered += 1
 
     def _check_answered(self, part: str, count: int) -> None:
         """Raise PneumoError unless all ranks together have answered every image of a part once; collective."""
-        answered = int(self._small_sum(torch.tensor(count)))
+        answered = int(self._sum(torch.tensor(count)))
         images = len(getattr(self._split, part))
         if answered != images:
             raise PneumoError(f"{self.run} answered {answered} of {images} images to {part}.")
@@ -317,6 +327,27 @@ class Training:
         with torch.no_grad(), self._recipe.averaged():
             self._task.settle()
             return {name: value.clone() for name, value in self._backend.full_state().items()}
+
+    def checkpoint(self, block: int, write: Callable[[Mapping[str, torch.Tensor]], None]) -> Block:
+        """Gather the evaluated model on all ranks and have rank 0 write it, for which the others wait.
+
+        Returns the timed rows: one for each of the two. All ranks begin together. Raises what `write` raises.
+        """
+        rows = Block()
+        self._world.watchdog.at("the checkpoint of", self.run)
+        self.comm.Barrier()
+        self._timing.recorder.drop()
+        self._timing.begin()
+        with self._timing.phase("other"):
+            state = self.full_state()
+        self._end_step(rows, FIRST_SAVED, block, kind="checkpoint", images=0)
+        self._timing.begin()
+        with self._timing.phase("other"):
+            if self.comm.rank == 0:
+                write(state)
+            self._sum(torch.zeros(1))
+        self._end_step(rows, FIRST_SAVED + 1, block, kind="checkpoint", images=0)
+        return rows
 
     def export(self, weights: Mapping[str, torch.Tensor], stem: Path) -> None:
         """Write the model of `full_state` for other programs, where it has such a form."""

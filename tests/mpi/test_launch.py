@@ -1,6 +1,7 @@
 """The launcher: refusals, and a small study from DICOM files to the summary, whose figures are recomputed here."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -65,6 +66,13 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
         row = next(r for r in summary["rows"] if all(r[k] == entry[k] for k in key))
         if row["threads"] == entry["threads"]:
             assert row["total_s"] == pytest.approx(total_s, rel=1e-9)
+    for entry in run["runs"]:
+        check_checkpoint(steps[steps["run"] == entry["run"]], entry["ranks"])
+    records = pd.read_parquet(folder / "collectives.parquet")
+    assert (records["wait_end_ns"].notna() | records["bound"].notna()).all()
+    check_counted(steps[steps["kind"] == "validate"], records)
+    said = " ".join(done.stdout.split())
+    assert re.search(r"ddp \S+ 2 checkpoint: Of .{0,150}ank 0 .{0,250}checkpoint", said)
     first = rows["serial", 1]["metrics"]
     for row in rows.values():
         assert row["metrics"]["auc"] == pytest.approx(first["auc"], abs=0.01)
@@ -74,6 +82,31 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
     assert len(saved) == len(run["runs"])
     assert "Results: " in done.stdout
     assert not (folder / "trace.json.gz").exists()
+
+
+def check_checkpoint(steps: pd.DataFrame, ranks: int) -> None:
+    """Each rank has a row of gathering the model and one of its writing, in which the others wait for rank 0."""
+    saved, others = steps[steps["kind"] == "checkpoint"], steps[steps["kind"] != "checkpoint"]
+    assert saved.groupby("rank")["step"].nunique().to_dict() == dict.fromkeys(range(ranks), 2)
+    assert saved["begin_ns"].min() >= (others["begin_ns"] + others["wall_ns"]).max()
+    assert not set(saved["step"]) & set(others["step"])
+    assert saved["images"].sum() == 0
+    written = saved[saved["step"] == saved["step"].max()].set_index("rank")
+    for rank in range(1, ranks):
+        assert written["comm_ns"][rank] > 0.5 * written["other_ns"][0]
+        assert written["other_ns"][rank] < 0.5 * written["other_ns"][0]
+
+
+def check_counted(validated: pd.DataFrame, records: pd.DataFrame) -> None:
+    """The sum that counts the answers is a row, and what is blocked in it is recorded once and in that row."""
+    key = ["run", "rank", "step"]
+    assert set(validated[validated["images"] == 0].groupby(["run", "rank"]).size()) == {2}, "one for each part"
+    small = records[records["group"] == "small"].merge(validated[[*key, "images", "begin_ns", "wall_ns"]], on=key)
+    assert (small["images"] == 0).all()
+    assert (small["wait_begin_ns"] >= small["begin_ns"]).all()
+    assert (small["wait_end_ns"] <= small["begin_ns"] + small["wall_ns"]).all()
+    alone = validated[validated["run"] == 0]
+    assert alone["comm_ns"].sum() == 0, "serial waits for nobody"
 
 
 def check_spans(spans: pd.DataFrame, timed: pd.DataFrame, most: int) -> None:

@@ -4,6 +4,7 @@ Each rank computes its phases in order; a collective is on its way once all rank
 is asked of `work`, so a cause of loss is put in by adding to one phase of one rank, and what it must do is known.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,3 +235,29 @@ def study(
     serial = serial_rows(entry(0, *runs[0]), sizes, **shape)
     rows, records = train(entry(1, *runs[1]), plus(even(ranks), extra), network, style=style, **options)
     return write(out, [(serial, []), (rows, edit(records))], runs, config=config)
+
+
+def validated(out: Path, more: Cost, config: dict[str, Any]) -> Path:
+    """A study of two ranks that validate after the training, rank 1 with so much more in each batch."""
+    serial = serial_rows(entry(0, *SERIAL), {16: share_ns(2)})
+    rows, records = train(entry(1, "ddp", "gloo", 2, 1), even(2))
+    end = {rank: 2 * (30 * MS + rank * more[0]) for rank in (0, 1)}
+    for found, ranks in ((serial, 1), (rows, 2)):
+        last = next(r for r in found if (r["block"], r["kind"]) == (2, "train"))
+        blank = {f"{p}_{what}": 0 for p in PHASES for what in ("ns", "cpu_ns", "delay_ns")}
+        for rank, step in itertools.product(range(ranks), range(4 // ranks)):
+            took, cpu, delay = (30 * MS + rank * more[0], 30 * MS + rank * more[1], rank * more[2])
+            begin = last["begin_ns"] + 10**10 + step * took
+            row = last | blank | {"rank": rank, "step": 100 + step, "kind": "validate", "begin_ns": begin, "images": 16}
+            found.append(row | {"wall_ns": took, "forward_ns": took, "forward_cpu_ns": cpu, "forward_delay_ns": delay})
+        for rank in range(ranks) if ranks > 1 else ():
+            begin, over = last["begin_ns"] + 10**10 + end[rank], last["begin_ns"] + 10**10 + end[1]
+            wait = {"wall_ns": over - begin, "comm_ns": over - begin, "images": 0}
+            row = last | blank | {"rank": rank, "step": 102, "kind": "validate", "begin_ns": begin}
+            found.append(row | wait)
+            record = next(r for r in records if r["rank"] == rank)
+            stamps = {"enqueued_ns": begin, "started_ns": over, "finished_ns": over}
+            waited = {"wait_begin_ns": begin, "wait_end_ns": over}
+            records.append(record | {"block": 2, "step": 102, "seq": 0, "group": "small"} | stamps | waited)
+    runs = [SERIAL, ("ddp", "gloo", 2, 1)]
+    return write(out, [(serial, []), (rows, records)], runs, config=config)

@@ -3,16 +3,19 @@
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import simulated
 from accounts import account_of, closes, row_of
 from simulated import MS, STYLES, Network, asleep
 from synthetic import entry
 
-from pneumo.study.account import TERMS, Account
+from pneumo.study.account import TERMS, Account, Reference, share_cost
+from pneumo.study.breakdown import select
 from pneumo.study.explain import injected
+from pneumo.study.ledger import Ledger, ledger
 from pneumo.study.results import load_table
 from pneumo.study.schema import PHASES, Row
 from pneumo.study.summary import summarize
@@ -88,10 +91,17 @@ def test_a_sleep_that_the_study_put_in_has_a_name(tmp_path: Path) -> None:
         ({"inject": ["rank=1,phase=data,delay=1ms"]}, {(1, "data"): "injected sleep"}),
         ({"inject": [{"rank": 2, "phase": "optimizer", "delay": 0.1}]}, {(2, "optimizer"): "injected sleep"}),
         ({"inject": "rank=1,phase=backward,cause=busy,delay=1ms"}, {}),
+        ({"inject": "rank=1,phase=validate,delay=1ms"}, {}),
     ],
 )
 def test_names_of_injected_sleeps(given: dict[str, Any], expected: dict[tuple[int | None, str], str]) -> None:
     assert injected(given) == expected
+
+
+def test_names_of_what_is_injected_into_a_validation() -> None:
+    config = {"inject": ["rank=1,phase=validate,delay=1ms,cause=sleep", "rank=1,phase=forward,delay=1ms"]}
+    assert injected(config, "validate") == {(1, "forward"): "injected sleep"}
+    assert injected(config, "checkpoint") == {}
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -196,6 +206,31 @@ def test_every_cause_in_every_phase_is_named(
     # What follows a block's last collective delays nobody.
     times = STEPS - (2 if phase in ("optimizer", "other") else 0)
     assert row.loss["peer_wait"] == pytest.approx((ranks - 1) * times * 0.03, rel=0.11)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_rank_that_comes_late_out_of_a_wait_is_late_in_comm(tmp_path: Path, ranks: int, recorded: bool) -> None:
+    """40 ms more on rank 1 than the transfer took for the others, as a part of the record of its wait or beside it."""
+    rank = entry(1, "fsdp", "gloo", ranks, 1)
+
+    def slow(r: int, _step: int, phase: str) -> simulated.Cost | None:
+        return asleep(40 * MS) if (r, phase) == (1, "optimizer" if recorded else "forward") else None
+
+    rows, records = simulated.train(rank, simulated.plus(simulated.even(ranks), slow), style="fsdp")
+    for row in (r for r in rows if r["rank"] == 1):
+        row["comm_ns"] += 40 * MS
+        row["optimizer_ns" if recorded else "forward_ns"] -= 40 * MS
+    for record in (r for r in records if r["rank"] == 1 and r["seq"] % 2 and recorded):
+        record["wait_end_ns"] += 40 * MS  # the last of the step's two
+    runs = [simulated.SERIAL, ("fsdp", "gloo", ranks, 1)]
+    serial = simulated.serial_rows(entry(0, *runs[0]), {32 // ranks: simulated.share_ns(ranks)})
+    row = row_of(simulated.write(tmp_path, [(serial, []), (rows, records)], runs))
+    assert {(x.rank, x.phase, x.cause) for x in row.late} == {(1, "comm", "sleep")}
+    assert row.loss["peer_wait"] == seconds((ranks - 1) * (STEPS - 2 * recorded) * 40 * MS)
+    # Nobody waits in a collective for what is after a block's last one: the others end early.
+    assert row.loss["other"] == seconds((2 * (ranks - 1) if recorded else STEPS) * 40 * MS)
+    assert closes(row)
 
 
 def test_two_causes_at_once_are_told_apart(tmp_path: Path) -> None:
@@ -326,6 +361,42 @@ def test_validation_has_an_account_of_its_own(tmp_path: Path) -> None:
     assert account_of(path).total("residual") == seconds(0)
 
 
+@pytest.mark.parametrize("cause", ["sleep", "compute", "off_cpu"])
+def test_the_rank_that_ends_a_validation_late_is_named(tmp_path: Path, cause: str) -> None:
+    """Two batches of 30 ms without a collective, then the sum that counts them; rank 1 takes 50 ms more for each."""
+    more = (50 * MS, 50 * MS * (cause == "compute"), 50 * MS * (cause == "off_cpu"))
+    config = {"inject": "rank=1,phase=validate,delay=50ms,cause=sleep"}
+    account = account_of(simulated.validated(tmp_path, more, config), kind="validate")
+    assert [(x.rank, x.phase, x.cause, x.count) for x in account.late] == [(1, "forward", cause, 1)]
+    assert account.total("peer_wait") == account.late[0].rank_s == seconds(2 * 50 * MS)
+    assert account.total("residual") == seconds(0)
+    if cause == "sleep":
+        assert item(account, "other", "injected sleep") == seconds(2 * 50 * MS)
+
+
+def test_the_account_of_a_checkpoint_names_who_wrote_it(tmp_path: Path) -> None:
+    """Both runs take 40 ms to write it; of two ranks the other waits, and half of serial's work is nobody's loss."""
+    serial, _ = simulated.train(entry(0, *simulated.SERIAL), simulated.even(1))
+    rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2))
+    blank = {f"{p}_{what}": 0 for p in PHASES for what in ("ns", "cpu_ns", "delay_ns")}
+    for found, ranks in ((serial, 1), (rows, 2)):
+        last = next(r for r in found if r["step"] == 7)
+        begin = last["begin_ns"] + 10**10
+        new = last | blank | {"kind": "checkpoint", "step": 100, "begin_ns": begin, "wall_ns": 40 * MS, "images": 0}
+        found += [new | {"other_ns": 40 * MS}, new | {"rank": 1, "comm_ns": 40 * MS}][:ranks]
+        for rank, came in enumerate((begin + 40 * MS, begin)[: ranks if ranks > 1 else 0]):
+            stamps = dict.fromkeys(("started_ns", "finished_ns", "wait_end_ns"), begin + 40 * MS)
+            record = next(r for r in records if r["rank"] == rank) | {"block": 2, "step": 100, "seq": 0}
+            records.append(record | stamps | {"enqueued_ns": came, "wait_begin_ns": came, "group": "small"})
+    path = simulated.write(tmp_path, [(serial, []), (rows, records)], [simulated.SERIAL, ("ddp", "gloo", 2, 1)])
+    account = account_of(path, kind="checkpoint")
+    assert account.total("lost") == account.total("peer_wait") == seconds(40 * MS)
+    assert account.total("residual") == account.total("other") == seconds(0)
+    assert [(x.rank, x.phase, x.cause, x.count) for x in account.late] == [(0, "checkpoint", "alone", 1)]
+    assert account_of(path).blocks == (1, 2), "the training's account is what it was"
+    assert item(account_of(path), "other", "checkpoint") == 0
+
+
 def test_what_is_validated_amid_the_training_is_no_part_of_the_account_of_validation(tmp_path: Path) -> None:
     rows, records = simulated.train(entry(1, "ddp", "gloo", 2, 1), simulated.even(2), validates={(0, 6): 300 * MS})
     serial = simulated.serial_rows(entry(0, *simulated.SERIAL), {16: simulated.share_ns(2)})
@@ -380,3 +451,24 @@ def test_points_have_an_interval_from_six_blocks_on(tmp_path: Path) -> None:
     few = account_of(simulated.study(tmp_path, 2, blocks=3)).points("lost")
     assert few is not None
     assert few.kind == "range"
+
+
+def test_a_reference_has_lost_nothing_against_itself() -> None:
+    """Batches of 50 and 30 images and the count of them, as a validation has: each size costs what it cost."""
+    sizes, cost = np.array([50, 50, 30, 0]), np.array([51, 55, 31, 1]) * MS
+    steps = {"block": np.ones(4, int), "rank": np.zeros(4, int), "images": sizes, "step": np.arange(4)}
+    steps |= {f"{phase}_{what}": np.zeros(4, int) for phase in PHASES for what in ("ns", "cpu_ns", "delay_ns")}
+    steps |= {"forward_cpu_ns": cost, "forward_ns": cost, "wall_ns": cost, "helpers_cpu_ns": np.zeros(4, int)}
+    steps |= {"begin_ns": np.cumsum(cost), "kind": np.full(4, "validate")}
+    none = select(steps, np.zeros(4, bool))
+    reference = Reference.of(entry(0, *simulated.SERIAL), steps, none, ledger(steps, 1, none))
+    found = share_cost(steps, (1,), 1, reference)
+    assert found is not None
+    assert found.sum() == pytest.approx(cost.sum() / 1e9, abs=1e-12)
+    assert reference.cost(1, np.array([50.0, 40.0, 50.0])) == pytest.approx([0.053, 0.042, 0.053])
+    assert reference.cost(1, np.array([40.0, 0.0, 0.0])) is None, "that size was not timed"
+
+
+def test_of_one_size_a_smaller_batch_costs_its_part() -> None:
+    reference = Reference(entry(0, *simulated.SERIAL), cast(Ledger, None), {1: {50: 0.05}})
+    assert reference.cost(1, np.array([50.0, 30.0, 0.0, 50.0])) == pytest.approx([0.05, 0.03, 0, 0.05])

@@ -82,7 +82,8 @@ def test_time_in_waits(pieces: list[tuple[int, int]], moments: list[int]) -> Non
         begin.append(at + gap)
         at += gap + length
         end.append(at)
-    waits = Waits(np.array(begin, np.int64), np.array(end, np.int64))
+    first, last = np.array(begin, np.int64), np.array(end, np.int64)
+    waits = Waits(first, last, last - first)
     expected = [sum(max(0, min(m, e) - b) for b, e in zip(begin, end, strict=True)) for m in moments]
     assert waits.until(np.array(moments)).tolist() == expected
 

@@ -187,7 +187,7 @@ def test_validation_is_printed_beside_the_training(screen: Console, tmp_path: Pa
     assert account_of(path, kind="validate").reference == 0
     text = printed(screen, path)
     assert re.search(r"^ddp gloo 2 validate +-?\d", text, re.M)
-    assert "clock  ranks of one host" in text[text.index("Validation and checkpoints") :].split("\n\n")[0]
+    assert re.search(r"^clock +ranks of one host", text[text.index("Validation and checkpoints") :], re.M)
 
 
 def test_what_costs_is_said_where_nothing_is_lost_on_balance(tmp_path: Path) -> None:
@@ -238,6 +238,14 @@ def test_the_parts_of_off_cpu_and_other_are_printed_for_each_run(screen: Console
     assert f"{off_cpu}; other = begins late {points['other']['begins late']:.1f} " in text
     even = printed(Console(file=io.StringIO(), width=100), simulated.study(tmp_path / "even", 4))
     assert "\nparts" not in even
+
+
+def test_the_account_of_validation_is_said_in_words(screen: Console, tmp_path: Path) -> None:
+    text = " ".join(printed(screen, simulated.validated(tmp_path, asleep(50 * MS), {})).split())
+    said = text[text.index("ddp gloo 2 validate: Of 0.") :]
+    assert "ank 1 was the last at" in said[:300]
+    assert "forward" in said[:500]
+    assert re.search(r"ddp gloo 2 validate -?\d", text)
 
 
 def test_ten_times_the_steps_take_at_most_ten_times_as_long(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from time import perf_counter_ns
 
 import pytest
 
 from pneumo.timing.breakdown import Triple, carve
 from pneumo.timing.clock import Span, Stamp
-from pneumo.timing.record import Collective, Recorder
+from pneumo.timing.record import UNWAITED, Collective, Recorder
 
 MS = 1_000_000
 
@@ -102,3 +103,31 @@ def test_a_small_sum_between_two_buckets_is_blocked_by_itself() -> None:
     whole = Span("backward", Stamp(0, 0, 0), Stamp(90 * MS, 46 * MS, 0))
     phases = carve(whole, [whole], waits)[1]
     assert in_ms(phases, "comm") == (44, 0, 0)
+
+
+def test_who_waits_later_finds_the_record_whoever_has_taken_it_meanwhile() -> None:
+    """Three collectives are issued, and taken from the source before anybody waits for two of them."""
+    told = Told(stamps=iter([(10, 0, 0), (15, 0, 0), (20, 0, 0), (90, 0, 0)]))
+    recorder = Recorder(told.now, source=told)
+    issues, calls = [], []
+    for i in range(3):
+        with recorder.issuing() as issue:
+            calls.append(Collective(i, "all_gather", "float32", 1, "all", perf_counter_ns()))
+        issues.append(issue)
+        told.calls.append(calls[-1])
+    recorder.collect(ended=True)  # as a blocking call does
+    recorder.delay_s = 0.001
+    with recorder.waiting(issues[1]):
+        pass
+    assert recorder._delayed, "what is injected into the transport is a part of the wait"
+    with recorder.waiting(issues[0]):
+        pass
+    taken, waits = recorder.take()
+    assert taken == calls
+    assert [(call.wait_begin_ns, call.wait_end_ns) for call in calls] == [
+        (20 * MS, 90 * MS),
+        (10 * MS, 15 * MS),
+        (None, None),
+    ]
+    assert [call.bound for call in calls] == [None, None, UNWAITED]
+    assert [stop.wall_ns // MS for _, stop in waits] == [15, 90]

@@ -34,9 +34,11 @@ def a_step(timing: Timing) -> steps.Timed:
     with timing.phase("forward"), timing.recorder.blocking():
         pass
     with timing.phase("backward"):
+        with timing.recorder.issuing() as issue:
+            pass
         timing.recorder.mark()
         timing.recorder.waited()
-    with timing.phase("optimizer"), timing.recorder.waiting():
+    with timing.phase("optimizer"), timing.recorder.waiting(issue):
         pass
     return timing.end()
 

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
 from pneumo.backends.base import Backend, MakeOptimizer
-from pneumo.timing.record import Recorder
+from pneumo.timing.record import Issue, Recorder
 
 
 class Fsdp(Backend):
@@ -48,10 +48,13 @@ class Fsdp(Backend):
 
     def full_state(self) -> dict[str, torch.Tensor]:
         """Gather the whole model on every rank; collective."""
-        return {
-            name: value.full_tensor() if hasattr(value, "full_tensor") else value
-            for name, value in self.model.state_dict().items()
-        }
+        return {name: self._whole(value) for name, value in self.model.state_dict().items()}
+
+    def _whole(self, value: Any) -> torch.Tensor:
+        if not hasattr(value, "full_tensor"):
+            return value  # type: ignore[no-any-return]  # a tensor that is not sharded
+        with self.recorder.blocking():
+            return value.full_tensor()  # type: ignore[no-any-return]  # of DTensor
 
 
 class FsdpAsync(Fsdp):
@@ -88,8 +91,9 @@ class _TimedAllGather(_Allocate, AllGather):
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
     ) -> dist.Work | None:
         if async_op:
-            work = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=True)
-            return _TimedWork(work, self.recorder)
+            with self.recorder.issuing() as issue:
+                work = dist.all_gather_single(output_tensor, input_tensor, group=group, async_op=True)
+            return _TimedWork(work, self.recorder, issue)
         with self.recorder.blocking():
             return dist.all_gather_single(output_tensor, input_tensor, group=group)
 
@@ -97,12 +101,12 @@ class _TimedAllGather(_Allocate, AllGather):
 class _TimedWork(dist.Work):
     """A Work whose `wait` is part of the phase `comm`; FSDP2 does nothing else with it."""
 
-    def __init__(self, work: Any, recorder: Recorder) -> None:
+    def __init__(self, work: Any, recorder: Recorder, issue: Issue) -> None:
         super().__init__()
-        self._work, self._recorder = work, recorder
+        self._work, self._recorder, self._issue = work, recorder, issue
 
     def wait(self, *timeout: Any) -> bool:
-        with self._recorder.waiting():
+        with self._recorder.waiting(self._issue):
             done: bool = self._work.wait(*timeout)
         return done
 

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from pneumo.comm.records import GroupRecords
-from pneumo.timing.record import Recorder
+from pneumo.timing.record import Issue, Recorder
 
 GROUP = "small"  # what the records of these sums are marked with
 
@@ -34,7 +34,7 @@ class SmallSum:
     """
 
     def __init__(self, comm: Any, group: Any = None) -> None:
-        self._comm, self.group = comm, group
+        self._comm, self.group, self.ranks = comm, group, comm.size
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum a contiguous CPU tensor of any shape over the ranks; returns it. Collective and blocking."""
@@ -66,13 +66,17 @@ class TimedSum:
             recorder.small = GroupRecords(small_sum.group, GROUP)
 
     def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
-        """As SmallSum."""
+        """As SmallSum; a rank alone is not blocked."""
+        if self._sum.ranks == 1:
+            return self._sum(tensor)
         with self._recorder.blocking(self._recorder.small):
             return self._sum(tensor)
 
     def begin(self, tensor: torch.Tensor) -> "TimedPending":
         """As SmallSum."""
-        return TimedPending(self._sum.begin(tensor), self._recorder)
+        with self._recorder.issuing() as issue:
+            pending = self._sum.begin(tensor)
+        return TimedPending(pending, self._recorder, issue)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,9 @@ class TimedPending:
 
     pending: Sum
     recorder: Recorder
+    issue: Issue
 
     def wait(self) -> torch.Tensor:
         """Return the tensor when it is summed."""
-        with self.recorder.waiting(self.recorder.small):
+        with self.recorder.waiting(self.issue, self.recorder.small):
             return self.pending.wait()

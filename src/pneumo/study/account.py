@@ -21,21 +21,21 @@ optimizer of a serial step of b images: N ranks without any interference would n
     replicated = c(share) - w*CPU_1          slower on CPU = CPU - c(share)
 
 with c(b) the median over the rows of kind "share" with b images that the reference left in the same block (timed
-before its first or after its last training step there, so that they are no part of T_1), and for a step of the
-reference's own size its mean. Main-thread work for communication within a phase (bucket copies, hooks) has
-no stamp of its own: it is CPU time beyond c, so it is part of slower on CPU.
+before its first or after its last training step there, so that they are no part of T_1), and for each size of the
+reference's own steps their mean, so that against itself it has lost nothing. Main-thread work for communication within
+a phase (bucket copies, hooks) has no stamp of its own: it is CPU time beyond c, so it is part of slower on CPU.
 
 The residual is computed as what the terms leave of N*T_N - T_1. By the identity above it is the growth of sleep in the
 three compute phases, less what `named_sleeps` name; where there are no share rows, also the CPU's growth.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pneumo.study.breakdown import COMPUTE
+from pneumo.study.breakdown import COMPUTE, select
 from pneumo.study.collectives import Durations, Floats
 from pneumo.study.faults import Faults
 from pneumo.study.ledger import Blocked, Ledger
@@ -127,26 +127,25 @@ class Reference:
     @classmethod
     def of(cls, entry: RunEntry, timed: "Columns", shares: "Columns", sums: Ledger) -> "Reference":
         """`timed` are the run's timed steps, `shares` its rows of kind share."""
-        everywhere = _medians(shares)
+        everywhere = _by_size(shares, np.median)
         costs = {}
         for block in sums.blocks:
-            here = timed["block"] == block
-            sizes, count = np.unique(timed["images"][here], return_counts=True)
-            own = int(sizes[count.argmax()])
-            mine = _cpu(timed)[here][timed["images"][here] == own]
-            found = everywhere | _medians({k: v[shares["block"] == block] for k, v in shares.items()})
-            costs[block] = found | {own: float(mine.mean())}
+            found = everywhere | _by_size(select(shares, shares["block"] == block), np.median)
+            costs[block] = found | _by_size(select(timed, timed["block"] == block), np.mean)
         return cls(entry, sums, costs)
 
     def cost(self, block: int, images: Floats) -> Floats | None:
         """CPU seconds of serial steps of these sizes (n,), by straight lines between the sizes that were timed.
 
-        None unless the most frequent of the sizes was timed itself.
+        Where only one was timed the line is through no images at no cost. None unless the most frequent of the sizes,
+        that of steps without images aside, was timed itself.
         """
         known = self.costs[block]
-        sizes, count = np.unique(images, return_counts=True)
+        sizes, count = np.unique(images[images > 0] if images.any() else images, return_counts=True)
         if not sizes.size or int(sizes[count.argmax()]) not in known:
             return None
+        if len(known) == 1:
+            known = {0: 0.0} | known
         x = np.array(sorted(known), dtype=np.float64)
         y = np.array([known[int(size)] for size in x])
         if x.size == 1:
@@ -165,9 +164,10 @@ def _cpu(steps: "Columns") -> Floats:
     return np.asarray(cpu, dtype=np.float64) / 1e9
 
 
-def _medians(shares: "Columns") -> dict[int, float]:
-    cpu, images = _cpu(shares), shares["images"]
-    return {int(size): float(np.median(cpu[images == size])) for size in np.unique(images)}
+def _by_size(steps: "Columns", mean: Callable[[Floats], Any]) -> dict[int, float]:
+    """The mean CPU seconds of a step by its images."""
+    cpu, images = _cpu(steps), steps["images"]
+    return {int(size): float(mean(cpu[images == size])) for size in np.unique(images)}
 
 
 def share_cost(timed: "Columns", blocks: tuple[int, ...], ranks: int, reference: Reference) -> Floats | None:
@@ -253,7 +253,9 @@ class _Growth:
     """Ours less the reference's for as many images."""
 
     def __init__(self, ours: Ledger, theirs: Ledger) -> None:
-        self.weight = ours.images / theirs.images.sum(1, keepdims=True)
+        images = theirs.images.sum(1, keepdims=True)
+        # Rows without images, as those of checkpoints, are one piece of work for all ranks.
+        self.weight = np.where(images > 0, ours.images / np.maximum(images, 1), 1 / ours.images.shape[1])
 
     def __call__(self, ours: Floats, theirs: Floats) -> Floats:
         grown: Floats = ours - self.weight * theirs.sum(1, keepdims=True)

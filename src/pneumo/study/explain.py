@@ -35,7 +35,7 @@ class Explainer:
     def __init__(self, folder: Path, run: RunFile, references: Mapping[int, int], *, replay: bool = False) -> None:
         self._folder, self._chosen, self._replay = folder, references, replay
         self._entries = {entry.run: entry for entry in run.runs}
-        self._named, self._clock = injected(run.config), run.clock
+        self._config, self._clock = run.config, run.clock
         self._latest: tuple[int, Columns] | None = None
         self._made: dict[tuple[int, str], Reference | None] = {}
 
@@ -63,7 +63,7 @@ class Explainer:
         if reference is not None and shared:
             reference = replace(reference, ledger=reference.ledger.only(sums.blocks))
             shares = share_cost(rows, sums.blocks, entry.ranks, reference)
-        lateness, replayed = self._dynamics(groups, rows, keys, entry, alone) if kind == "train" else ([], None)
+        lateness, replayed = self._dynamics(kind, groups, rows, keys, entry, alone)
         return make_account(
             entry,
             kind,
@@ -71,7 +71,7 @@ class Explainer:
             blocked(groups, sums.images.shape),
             reference if shared else None,
             shares,
-            self._named,
+            injected(self._config, kind),
             num_waits=sum(int(group.blocked.sum()) for group in groups),
             clock_ns=bound_ns(self._clock, entry.ranks),
             faults={kind: fault for kind, fault in faults.items() if fault.count},
@@ -82,14 +82,16 @@ class Explainer:
         )
 
     def _dynamics(
-        self, groups: list[Group], rows: Columns, keys: StepKeys, entry: RunEntry, alone: Columns
+        self, kind: str, groups: list[Group], rows: Columns, keys: StepKeys, entry: RunEntry, alone: Columns
     ) -> tuple[list[Late], WhatIf | None]:
-        """Who was late, and the replay where it was asked for."""
-        if not groups:
+        """Who was late, and of training the replay where it was asked for; of rows that all ranks have."""
+        if not groups or breakdown.timed(rows, entry)["step"].size < rows["step"].size:
             return [], None
         laid = lanes(rows, keys, entry.ranks, alone)
-        found = late(groups, laid, Clocks.of(rows, (keys.step.size, entry.ranks)))
-        return found, what_if(groups, laid, Delays.of(rows, laid)) if self._replay else None
+        clocks = Clocks.of(rows, (keys.step.size, entry.ranks))
+        found = late(groups, laid, clocks, other="checkpoint" if kind == "checkpoint" else "other")
+        replay = self._replay and kind == "train"
+        return found, what_if(groups, laid, Delays.of(rows, laid)) if replay else None
 
     def _steps_of(self, run: int) -> Columns:
         """All steps of a run, kept until another run's are asked for: the kinds of one are asked for in turn."""
@@ -146,16 +148,18 @@ def _silent(sums: Ledger, groups: Iterable[Group]) -> Fault:
     return Fault(len(ranks), tuple(f"rank {rank}" for rank in ranks[:EXAMPLES]))
 
 
-def injected(config: Mapping[str, Any]) -> dict[tuple[int | None, str], str]:
-    """Which sleeps a study has a name for: those that --inject made, by (rank or None for all, phase).
+def injected(config: Mapping[str, Any], kind: str = "train") -> dict[tuple[int | None, str], str]:
+    """Which sleeps in rows of a kind have a name: those that --inject made, by (rank or None for all, phase).
 
     `inject` is one text as on the command line ("rank=1,phase=backward,delay=20ms") or a mapping, or a list of these.
+    What delays a validation sleeps in its forward pass.
     """
     found = {}
+    phases = {"train": {phase: phase for phase in PHASES}, "validate": {"validate": "forward"}}.get(kind, {})
     given = config.get("inject") or ()
     for one in [given] if isinstance(given, str | Mapping) else given:
         fields = dict(part.split("=", 1) for part in one.split(",")) if isinstance(one, str) else dict(one)
-        if fields.get("cause") in (None, "sleep") and fields.get("phase") in PHASES:
+        if fields.get("cause") in (None, "sleep") and fields.get("phase") in phases:
             rank = None if fields.get("rank") in (None, "all") else int(fields["rank"])
-            found[rank, str(fields["phase"])] = "injected sleep"
+            found[rank, phases[str(fields["phase"])]] = "injected sleep"
     return found

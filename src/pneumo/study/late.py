@@ -2,12 +2,12 @@
 
 For each collective the last rank to arrive answers for the peer wait of all others; nobody does where it is unknown.
 What each rank did since its own latest wait is laid beside the median of what the others did: the phase in which the
-late rank exceeds it most is where it lost the time. The cause is then what grew in that phase of that step over the
+late rank exceeds it most is where it lost the time. The cause is then what grew in that phase of these steps over the
 others' median:
 
     off_cpu   run-queue delay: the thread was ready and had no core
     compute   CPU time: it had more to compute, or computed slower
-    sleep     neither of these: it was blocked
+    sleep     neither of these: it was blocked; of comm: it came late out of its latest wait
     data      the phase is the wait for the next batch
     alone     it did what others did not: validation, a checkpoint
     unknown   it lost the time between two steps, where nothing is measured
@@ -15,14 +15,14 @@ others' median:
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pneumo.study.collectives import UNKNOWN, Floats, Group, split
 from pneumo.study.schema import Late
-from pneumo.study.timeline import BETWEEN, PLACES, PROGRAM, Lane, Lanes
+from pneumo.study.timeline import BETWEEN, COMM, PLACES, PROGRAM, Lane, Lanes
 
 if TYPE_CHECKING:
     from pneumo.study.breakdown import Columns
@@ -49,8 +49,11 @@ class Clocks:
         return cls(cpu, delay)
 
 
-def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
-    """Name the late ranks of a run by (rank, phase, cause): first the most of the rank that cost most, then by cost."""
+def late(groups: list[Group], lanes: Lanes, clocks: Clocks, *, other: str = "other") -> list[Late]:
+    """Name the late ranks of a run by (rank, phase, cause): first the most of the rank that cost most, then by cost.
+
+    `other` says what the phase `other` of these rows is: one of PLACES, that of ALONE where one rank does it alone.
+    """
     ranks = lanes.begin.shape[1]
     shape = (ranks, len(PLACES), len(CAUSES))
     wait, count = np.zeros(shape), np.zeros(shape, np.int64)
@@ -59,7 +62,7 @@ def late(groups: list[Group], lanes: Lanes, clocks: Clocks) -> list[Late]:
         stretches = _stretches(here, lanes, block)
         for group, (spent, begun) in zip(here, stretches, strict=True):
             if group.ranks.size > 1 and group.seq.size:
-                found = _blame(group, spent, begun, lanes, clocks)
+                found = _blame(group, spent, begun, lanes, clocks, PLACES.index(other))
                 np.add.at(wait, found[:3], found[3])
                 np.add.at(count, found[:3], 1)
     rows = [
@@ -98,7 +101,7 @@ def _order(row: Late) -> tuple[float, int, str, str]:
 
 
 def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Single, NDArray[np.int32]]]:
-    """For each group of one block what each rank did before each arrival since its latest wait, in ns (8, K, n).
+    """For each group of one block what each rank did before each arrival since its latest wait, in ns (9, K, n).
 
     Also the step in which that stretch begins, (K, n). Where a record is lost the stretch is not-a-number.
     """
@@ -117,7 +120,7 @@ def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Sing
 
 
 def _blame(
-    group: Group, spent: Single, begun: NDArray[np.int32], lanes: Lanes, clocks: Clocks
+    group: Group, spent: Single, begun: NDArray[np.int32], lanes: Lanes, clocks: Clocks, other: int
 ) -> tuple[NDArray[np.int64], NDArray[np.intp], NDArray[np.intp], Floats]:
     """Rank, place, cause and peer wait in ns of each collective that was waited for, (k,) each."""
     parts = split(group)
@@ -125,12 +128,27 @@ def _blame(
     rows = np.flatnonzero((wait > 0) & group.whole)
     last = parts.last[rows]
     place = np.stack([_excess(spent[p][rows], last) for p in range(len(PLACES))]).argmax(0)
-    step = np.where(place < PROGRAM.index("optimizer"), group.step_index[rows], begun[rows, last])
+    place[place == PROGRAM.index("other")] = other
+    low = int(np.searchsorted(lanes.block_index, lanes.block_index[group.step_index[0]]))
+    steps = _steps(place, begun[rows, last], group.step_index[rows], low)
     cause = np.full(rows.size, CAUSES.index("alone"))
     cause[place == PLACES.index(BETWEEN)] = CAUSES.index("unknown")
+    cause[place == PLACES.index(COMM)] = CAUSES.index("sleep")
     timed = np.flatnonzero(place < len(PROGRAM))
-    cause[timed] = _cause(place[timed], step[timed], last[timed], group.ranks, lanes, clocks)
+    cause[timed] = _cause(place[timed], (steps[0][timed], steps[1][timed]), last[timed], group.ranks, lanes, clocks)
     return group.ranks[last], place, cause, wait[rows]
+
+
+def _steps(
+    place: NDArray[np.intp], begun: NDArray[np.int32], now: NDArray[np.intp], low: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The first and the last step in which a stretch has gone through that place, (k,) each.
+
+    A stretch begins with a wait, behind what comes early in its step, or with its block, whose first step is `low`.
+    """
+    early = place < PROGRAM.index("optimizer")
+    first = np.where(early, np.minimum(begun + 1, now), np.maximum(begun, low))
+    return first, np.where(early, now, np.maximum(now - 1, first))
 
 
 def _excess(values: Single, last: NDArray[np.intp]) -> Single:
@@ -150,16 +168,26 @@ def _excess(values: Single, last: NDArray[np.intp]) -> Single:
 
 def _cause(
     place: NDArray[np.intp],
-    step: NDArray[np.intp],
+    steps: tuple[NDArray[np.intp], NDArray[np.intp]],
     last: NDArray[np.intp],
     ranks: NDArray[np.int64],
     lanes: Lanes,
     clocks: Clocks,
 ) -> NDArray[np.intp]:
-    wall = lanes.phases[place, step][:, ranks].astype(np.float32)
-    cpu, delay = clocks.cpu[place, step][:, ranks], clocks.delay[place, step][:, ranks]
+    wall, cpu, delay = (_sums(x, place, *steps)[:, ranks] for x in (lanes.phases, clocks.cpu, clocks.delay))
     grown = np.stack([_excess(x, last) for x in (delay, cpu, wall - cpu - delay)])
     cause: NDArray[np.intp] = grown.argmax(0)
     # Whatever kept a batch away, the rank waited for data, unless it only lacked a core.
     cause[(place == PROGRAM.index("data")) & (cause != CAUSES.index("off_cpu"))] = CAUSES.index("data")
     return cause
+
+
+def _sums(
+    values: NDArray[np.floating[Any]], place: NDArray[np.intp], first: NDArray[np.intp], last: NDArray[np.intp]
+) -> Single:
+    """The sum over some steps of a place in `values` (5, S, n) for all ranks, (k, n)."""
+    found = values[place, last].astype(np.float32)
+    for back in range(1, int((last - first).max(initial=0)) + 1):
+        rows = np.flatnonzero(last - back >= first)
+        found[rows] += values[place[rows], last[rows] - back]
+    return found

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import msgspec
 import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
@@ -15,7 +16,7 @@ from pneumo.study.explain import KINDS
 from pneumo.study.late import by_rank
 from pneumo.study.scaling import Fit, fit, pop, speedups
 from pneumo.study.schema import Row, RunFile, Summary
-from pneumo.study.sentences import paragraphs
+from pneumo.study.sentences import paragraphs, sentences
 
 HEADERS = ("peer\nwait", "queue", "trans-\nfer", "data\nstall", "off-\nCPU", "repli-\ncated", "slower\non CPU", "other")
 COLUMNS = ("lost", *TERMS, "residual")
@@ -45,13 +46,37 @@ def losses(run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, A
     yield legend([*_about(rows, training), ("clock", describe(run))])
     for paragraph in paragraphs(rows, training, run.cores):
         yield Text(paragraph)
-    others = [(row, kind) for kind in KINDS[1:] for row in _compared(summary, accounts[kind])]
-    if others:
-        table = _points_table("Validation and checkpoints, each against the same of the serial run")
-        for row, kind in others:
-            _add_points(table, f"{name_of(row)} {kind}", accounts[kind][row.run])
-        yield table
-        yield legend([("clock", describe(run))])
+    yield from _beside_training(run, summary, accounts)
+
+
+def _beside_training(
+    run: RunFile, summary: Summary, accounts: Mapping[str, Mapping[int, Account]]
+) -> Iterable[RenderableType]:
+    """The accounts of validation and checkpoints, in points and in words."""
+    rows = {kind: _compared(summary, accounts[kind]) for kind in KINDS[1:]}
+    if not any(rows.values()):
+        return
+    table = _points_table("Validation and checkpoints, each against the same of the serial run")
+    about, said = {"validate": "all answers after the training (and between blocks, where it can stop early)"}, []
+    about |= {"checkpoint": "the trained model is gathered, and written by rank 0"}
+    parts = []
+    for kind, row in ((kind, row) for kind, found in rows.items() for row in found):
+        name, account = f"{name_of(row)} {kind}", accounts[kind][row.run]
+        _add_points(table, name, account)
+        parts += [f"{name}: {found}"] if (found := _parts(account)) else []
+        of_kind = msgspec.structs.replace(row, **msgspec.structs.asdict(row.accounts[kind]))
+        words = " ".join(one.text for one in sentences(of_kind, account, run.cores))
+        said += [f"{name}: {words}"] if words else []
+    yield table
+    yield legend(
+        [
+            *((kind, about[kind]) for kind in rows if rows[kind]),
+            *(("parts", text) for text in parts),
+            ("clock", describe(run)),
+        ]
+    )
+    for paragraph in said:
+        yield Text(paragraph)
 
 
 def _compared(summary: Summary, accounts: Mapping[int, Account]) -> list[Row]:

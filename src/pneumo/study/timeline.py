@@ -2,7 +2,8 @@
 
 Phases have no stamps of their own in steps.parquet, but their order within a step is the training loop's, and waits
 have stamps. So the *compute clock* of a rank, its time outside waits, runs through the phases of a step in order, and
-a moment on it tells how much of each phase lies before it. `other`, which may lie anywhere, is put last.
+a moment on it tells how much of each phase lies before it. `other`, which may lie anywhere, is put last; waits without
+a record, which have no stamps, behind `data`.
 """
 
 from dataclasses import dataclass
@@ -19,21 +20,24 @@ if TYPE_CHECKING:
 PROGRAM = ("data", "forward", "backward", "optimizer", "other")  # the order of the phases within a step
 BETWEEN = "between steps"
 ALONE = ("validate", "checkpoint")  # kinds of rows that may lie between a rank's training steps
-PLACES = (*PROGRAM, BETWEEN, *ALONE)
+COMM = "comm"  # what a rank's latest wait took after the last arrival, and waits without a record
+PLACES = (*PROGRAM, BETWEEN, *ALONE, COMM)
 
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
     """The timed steps of a run as matrices (S, n) in ns, a column for each rank; of whole blocks only.
 
-    `phases` (5, S, n) follow PROGRAM. `before` (3, S, n) is what lies between a step and the one before it (or, for the
-    first step of a block, the first rank's begin): unnamed, and the rows of kind validate and checkpoint.
+    `phases` (5, S, n) follow PROGRAM, `comm` (S, n) is the phase of that name. `before` (3, S, n) is what lies between
+    a step and the one before it (or, for the first step of a block, the first rank's begin): unnamed, and the rows of
+    kind validate and checkpoint.
     """
 
     block_index: Ints
     begin: Ints
     end: Ints
     phases: Floats
+    comm: Floats
     before: Floats
     block_begin: Ints
 
@@ -49,7 +53,7 @@ def lanes(timed: "Columns", keys: StepKeys, ranks: int, alone: "Columns") -> Lan
     shape = (keys.step.size, ranks)
     begin = timed["begin_ns"][order].reshape(shape)
     end = begin + timed["wall_ns"][order].reshape(shape)
-    phases = np.stack([timed[f"{p}_ns"][order].reshape(shape).astype(np.float64) for p in PROGRAM])
+    *phases, comm = (timed[f"{p}_ns"][order].reshape(shape).astype(np.float64) for p in (*PROGRAM, COMM))
     block_index = np.searchsorted(keys.blocks, keys.block)
     block_begin = np.array([begin[block_index == b].min() for b in range(keys.blocks.size)])
     previous = np.vstack([begin[:1], end[:-1]])
@@ -57,7 +61,7 @@ def lanes(timed: "Columns", keys: StepKeys, ranks: int, alone: "Columns") -> Lan
     previous[first] = block_begin[block_index[first], None]
     named = _named(alone, previous, begin)
     gap = np.maximum(begin - previous - named.sum(0), 0.0)
-    return Lanes(block_index, begin, end, phases, np.concatenate([gap[None], named]), block_begin)
+    return Lanes(block_index, begin, end, np.stack(phases), comm, np.concatenate([gap[None], named]), block_begin)
 
 
 def _named(alone: "Columns", previous: Ints, begin: Ints) -> Floats:
@@ -81,11 +85,11 @@ def _named(alone: "Columns", previous: Ints, begin: Ints) -> Floats:
 class Waits:
     """The waits of one rank in order, and how much of the time up to a moment it has spent in them, in ns."""
 
-    def __init__(self, begin: Ints, end: Ints) -> None:
+    def __init__(self, begin: Ints, end: Ints, moving: Ints) -> None:
         # One that ended as it began was no wait: its collective had finished before.
         waited = np.flatnonzero(end > begin)
         order = waited[np.argsort(begin[waited], kind="stable")]
-        self.begin = begin[order]
+        self.begin, self._moving = begin[order], moving[order]
         # Waits of one thread cannot overlap; where records say so, the shared time counts once.
         self.end = np.maximum.accumulate(np.maximum(end[order], self.begin))
         start = np.maximum(self.begin, np.concatenate([self.begin[:1], self.end[:-1]]))
@@ -95,14 +99,15 @@ class Waits:
     @classmethod
     def of(cls, groups: list[Group], rank: int) -> "Waits":
         """All waits of a rank, whatever group they are of."""
-        begin, end = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        found = [np.zeros((3, 0), np.int64)]
         for group in groups:
+            arrived = group.enqueued_ns.max(1)
             for column in np.flatnonzero(group.ranks == rank).tolist():
                 first, last = group.wait_begin_ns[:, column], group.wait_end_ns[:, column]
                 known = (first != UNKNOWN) & (last != UNKNOWN)
-                begin.append(first[known])
-                end.append(last[known])
-        return cls(np.concatenate(begin), np.concatenate(end))
+                moving = np.maximum(last - np.maximum(first, arrived), 0)
+                found.append(np.stack([first[known], last[known], moving[known]]))
+        return cls(*np.concatenate(found, axis=1))
 
     def until(self, moment: Ints) -> Ints:
         """Time spent waiting before each moment (m,)."""
@@ -113,10 +118,13 @@ class Waits:
         within = np.clip(np.minimum(moment, self.end[last]) - self._start[last], 0, None)
         return np.where(i > 0, self._before[last] + within, 0)
 
-    def previous_end(self, moment: Ints) -> Ints:
-        """The latest end of a wait that is no later than each moment; 0 where there is none."""
+    def previous(self, moment: Ints) -> tuple[Ints, Ints]:
+        """Of the latest wait that has ended by each moment its end, and its ns after all had arrived; 0 for none."""
+        if not self.end.size:
+            return np.zeros_like(moment), np.zeros_like(moment)
         i = np.searchsorted(self.end, moment, side="right")
-        return np.where(i > 0, self.end[np.maximum(i - 1, 0)], 0) if self.end.size else np.zeros_like(moment)
+        last = np.maximum(i - 1, 0)
+        return np.where(i > 0, self.end[last], 0), np.where(i > 0, self._moving[last], 0)
 
 
 class Lane:
@@ -131,29 +139,42 @@ class Lane:
         self._phases = np.ascontiguousarray(lanes.phases[:, low:high, rank])
         self._edges = np.cumsum(self._phases, 0) - self._phases
         self._phases_before = np.cumsum(self._phases, 1) - self._phases
+        recorded = self.waits.until(lanes.end[low:high, rank]) - self._waited
+        self._unrecorded = np.maximum(lanes.comm[low:high, rank] - recorded, 0.0)
+        self._unrecorded_before = np.cumsum(self._unrecorded) - self._unrecorded
         self._gaps = np.cumsum(lanes.before[:, low:high, rank], 1)
 
     def into_step(self, moment: Ints, step: NDArray[np.intp]) -> Floats:
         """How much of each phase of PROGRAM of that step lies before each moment, (5, m) ns."""
         step = step - self._low
-        local = (moment - self._begin[step]) - (self.waits.until(moment) - self._waited[step])
-        return np.clip(local - self._edges[:, step], 0.0, self._phases[:, step])
+        clock, unrecorded = self._clock(moment, step)
+        return np.clip(clock - unrecorded - self._edges[:, step], 0.0, self._phases[:, step])
+
+    def _clock(self, moment: Ints, step: NDArray[np.intp]) -> tuple[Floats, Floats]:
+        """Time outside recorded waits since the begin of a step of this block, and what of it was waiting, (m,) ns."""
+        clock = (moment - self._begin[step]) - (self.waits.until(moment) - self._waited[step])
+        return clock, np.clip(clock - self._edges[1, step], 0.0, self._unrecorded[step])
 
     def since_wait(self, moment: Ints, step: NDArray[np.intp]) -> tuple[Floats, NDArray[np.intp]]:
         """What the rank did in each place between its latest wait (or its block's begin) and each moment of a step.
 
-        Returns ns (8, m) in the order of PLACES, and the step in which that stretch begins, (m,).
+        Returns ns (9, m) in the order of PLACES, and the step in which that stretch begins, (m,): of one that begins
+        with the block the one before its first.
         """
-        since = self.waits.previous_end(moment)
+        since, moving = self.waits.previous(moment)
         begun = np.clip(np.searchsorted(self._begin, since, side="right") - 1, 0, step - self._low) + self._low
         # Before its first wait a rank has done everything since the block's begin.
         waited = since > 0
-        return self._done(moment, step) - np.where(waited, self._done(since, begun), 0.0), begun
+        spent = self._done(moment, step) - np.where(waited, self._done(since, begun), 0.0)
+        spent[PLACES.index(COMM)] += moving
+        return spent, np.where(waited, begun, self._low - 1)
 
     def _done(self, moment: Ints, step: NDArray[np.intp]) -> Floats:
-        """What has been done in each place since the block's begin, (8, m) ns."""
+        """What has been done in each place since the block's begin, (9, m) ns; of COMM what has no record."""
         at = step - self._low
-        return np.concatenate([self._phases_before[:, at] + self.into_step(moment, step), self._gaps[:, at]])
+        unrecorded = self._unrecorded_before[at] + self._clock(moment, at)[1]
+        phases = self._phases_before[:, at] + self.into_step(moment, step)
+        return np.concatenate([phases, self._gaps[:, at], unrecorded[None]])
 
 
 @dataclass(frozen=True, slots=True)

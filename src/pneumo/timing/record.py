@@ -1,6 +1,7 @@
 """Records of collectives, and of the main thread's waits for them: what the backends report, joined step by step."""
 
 import contextlib
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from time import perf_counter_ns, sleep
@@ -10,6 +11,7 @@ from pneumo.timing.clock import Stamp
 
 UNTOLD = "started between enqueued and finished"
 RETURNED = "finished is the return of the blocking call"
+UNWAITED = "no wait for it is known"
 
 
 @dataclass(slots=True)
@@ -35,6 +37,14 @@ class Collective:
     def columns(self) -> dict[str, Any]:
         """Its columns of collectives.parquet; `dataclasses.asdict`, which copies deeply, takes 15 us for the same."""
         return {name: getattr(self, name) for name in _COLUMNS}
+
+
+@dataclass(slots=True)
+class Issue:
+    """A collective that is waited for later: its record is the one that was enqueued meanwhile, in ns."""
+
+    begin_ns: int = 0
+    end_ns: int = 0
 
 
 _COLUMNS = tuple(one.name for one in fields(Collective))
@@ -71,6 +81,7 @@ class Recorder:
     _late_ns: dict[int, int] = field(default_factory=dict)
     _collectives: list[Collective] = field(default_factory=list)
     _waits: list[tuple[Stamp, Stamp]] = field(default_factory=list)
+    _waited: list[tuple[Issue, int, int]] = field(default_factory=list)
     _mark: Stamp | None = None
 
     def attach(self) -> None:
@@ -165,13 +176,25 @@ class Recorder:
                 call.bounded(RETURNED)
 
     @contextlib.contextmanager
-    def waiting(self, source: Source | None = None) -> Iterator[None]:
-        """The main thread waits inside for a collective that was issued before; its record has the wait's stamps."""
+    def issuing(self) -> Iterator[Issue]:
+        """The main thread issues a collective inside, which it is going to wait for later."""
+        issue = Issue(perf_counter_ns())
+        yield issue
+        issue.end_ns = perf_counter_ns()
+
+    @contextlib.contextmanager
+    def waiting(self, issue: Issue, source: Source | None = None) -> Iterator[None]:
+        """The main thread waits inside for the collective that was issued then; what is injected is part of the wait.
+
+        Its record gets the wait's stamps when the step is over: whoever has taken it from the library, and when.
+        """
         begin = self.now()
         yield
         if source is None:
             self.delay()
-        self._waits.append((begin, self.now()))
+        end = self.now()
+        self._waits.append((begin, end))
+        self._waited.append((issue, begin.wall_ns, end.wall_ns))
 
     def delay(self) -> None:
         """Sleep, the first time in a step, as long as is injected into the transport."""
@@ -185,9 +208,22 @@ class Recorder:
         self.collect(self.small)
         self._delayed, self._marks = False, 0
         self._late_ns.clear()
+        self._note_waits()
         taken = self._collectives, self._waits
         self._collectives, self._waits = [], []
         return taken
+
+    def _note_waits(self) -> None:
+        """Stamp the records of what was waited for after its issue, and say of the others that nobody waited."""
+        calls = sorted(self._collectives, key=lambda call: call.enqueued_ns) if self._waited else []
+        for issue, begin, end in self._waited:
+            i = bisect_left(calls, issue.begin_ns, key=lambda call: call.enqueued_ns)
+            if i < len(calls) and calls[i].enqueued_ns <= issue.end_ns:
+                calls[i].wait_begin_ns, calls[i].wait_end_ns = begin, end
+        self._waited = []
+        for call in self._collectives:
+            if call.wait_begin_ns is None:
+                call.bounded(UNWAITED)
 
     def drop(self) -> None:
         """Forget what belongs to no step: a model's first broadcast, say."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pneumo.timing.breakdown import Interval, carve
 from pneumo.timing.clock import StepClock, ThreadStamps
-from pneumo.timing.record import Collective, Recorder, Source
+from pneumo.timing.record import Collective, Issue, Recorder, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,12 @@ class NoRecorder(Recorder):
         yield
 
     @contextlib.contextmanager
-    def waiting(self, source: Source | None = None) -> Iterator[None]:
+    def issuing(self) -> Iterator[Issue]:
+        """Note nothing."""
+        yield Issue()
+
+    @contextlib.contextmanager
+    def waiting(self, issue: Issue, source: Source | None = None) -> Iterator[None]:
         """Do nothing."""
         yield
 
