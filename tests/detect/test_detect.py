@@ -189,9 +189,49 @@ def test_a_checkpoint_of_ultralytics_answers_as_ours(root: Path, tmp_path: Path)
     path = tmp_path / "best.pt"
     write_pt(read(weights(root, "yolo")), path, size=SIZE)
     ours = answers(tmp_path, weights(root, "yolo"), root / "files" / "wide.png", "--threshold", 0.1)
-    theirs = answers(tmp_path, path, root / "files" / "wide.png", "--threshold", 0.1, "--size", SIZE)
+    theirs = answers(tmp_path, path, root / "files" / "wide.png", "--threshold", 0.1)
     assert theirs == ours
     assert ours[0]["boxes"]
+
+
+@pytest.mark.parametrize("name", ["cnn", "yolo"])
+def test_weights_say_themselves_what_they_are(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    from pneumo.models.weights import read, write_safetensors
+
+    files = [root / "files" / "wide.png", "--threshold", 0.1]
+    expected = answers(tmp_path, weights(root, name), *files)
+    write_safetensors(read(weights(root, name)), tmp_path / "alone.safetensors", model=name, size=SIZE)
+    assert answers(tmp_path, tmp_path / "alone.safetensors", *files) == expected
+    assert "assumed" not in capsys.readouterr().err
+
+
+def test_a_size_that_nothing_says_is_assumed_aloud(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(weights(root, "yolo"), tmp_path / "bare.safetensors")
+    files = [root / "files" / "wide.png", "--threshold", 0.1]
+    assumed = answers(tmp_path, tmp_path / "bare.safetensors", *files)
+    said = capsys.readouterr().err
+    assert said.count("assumed") == said.count("416 pixels are assumed (--size)") == 1
+    assert answers(tmp_path, tmp_path / "bare.safetensors", *files, "--size", 416) == assumed
+    assert "assumed" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [({"model": "oracle", "size": "64"}, "a model that this version does not know"), ({"size": "8192"}, "32 to 4096")],
+)
+def test_what_weights_say_of_themselves_is_looked_at(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], metadata: dict[str, str], sentence: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "odd.safetensors"
+    save_file(load_file(weights(root, "yolo")), path, metadata=metadata)
+    assert main([str(path), str(root / "files")]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_the_threshold_is_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

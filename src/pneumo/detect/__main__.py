@@ -84,8 +84,14 @@ def _prepare(request: Request) -> "tuple[list[Path], About, float]":
     from pneumo.models import MODELS
 
     options = request.options
-    if request.weights.is_dir() or not request.weights.exists():
-        what = "is a folder" if request.weights.is_dir() else "does not exist"
+    if not request.weights.is_file():
+        what = (
+            "is a folder"
+            if request.weights.is_dir()
+            else "is no file"
+            if request.weights.exists()
+            else "does not exist"
+        )
         raise Refused(f"{request.weights} {what}; name the weights of a trained model, then the files.")
     known = model.about(request.weights, options.size)
     if options.submission and MODELS[known.model].answers != "boxes":
@@ -150,6 +156,9 @@ def _finish(request: Request, known: "About", threshold: float, rows: "list[Row]
         outputs.write_json(rows, request.options.json)
     if request.options.submission is not None:
         outputs.write_submission(rows, request.options.submission)
+    if known.assumed:
+        silent = f"{request.weights} does not say with which size it was trained"
+        print(f"pneumo: {silent}; pictures of {known.size} pixels are assumed (--size).", file=sys.stderr)
     outputs.show(rows, threshold if MODELS[known.model].answers == "boxes" else None)
     return 0 if any(row.error is None for row in rows) else 1
 

@@ -1,6 +1,7 @@
 """The detector's weights: read from files that may be anybody's, fitted to one class, written for everybody."""
 
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 
 from pneumo.errors import Refused
-from pneumo.models.pickles import ADVICE, read_tensors
+from pneumo.models import MODELS
+from pneumo.models.pickles import ADVICE, read_size, read_tensors
 from pneumo.study.results import write_atomic
 
 State = Mapping[str, torch.Tensor]
@@ -72,17 +74,40 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return _read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
 
 
+def described(path: Path) -> tuple[str | None, int | None]:
+    """Return what a file of weights says of itself: its model's name, and the edge of the model's pictures in pixels.
+
+    None is what it does not say. Raises Refused as `read`.
+    """
+    if path.suffix != ".safetensors":
+        size, multiple = read_size(path), MODELS["yolo"].usual.multiple
+        return "yolo", size and -(-size // multiple) * multiple  # as Ultralytics rounds it when it predicts
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            said = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+    written = said.get("size", "")
+    return said.get("model"), int(written) if re.fullmatch("[1-9][0-9]{0,8}", written) else None
+
+
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         found: dict[str, torch.Tensor] = load(path.read_bytes())
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}); {ADVICE}.") from None
-    except SafetensorError:
-        raise Refused(f"{path} is no safetensors file, or only a part of one; {ADVICE}.") from None
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
     return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def _unreadable(path: Path, error: Exception) -> Refused:
+    if isinstance(error, OSError):
+        return Refused(f"{path} cannot be read ({error.strerror or error}); {ADVICE}.")
+    return Refused(f"{path} is no safetensors file, or only a part of one; {ADVICE}.")
 
 
 def fit(network: nn.Module, weights: State) -> Fitted:
@@ -104,6 +129,13 @@ def fit(network: nn.Module, weights: State) -> Fitted:
         raise Refused(f"The weights are not YOLOv8n's: {first} and {len(wrong) - 1} more do not fit; {ADVICE}.")
     network.load_state_dict(fits, strict=False)
     return Fitted(tuple(fits), tuple(misfits), tuple(name for name in weights if name not in ours))
+
+
+def write_safetensors(weights: State, path: Path, *, model: str, size: int) -> None:
+    """Write tensors, contiguous and on the CPU, with what `described` finds; atomically."""
+    from safetensors.torch import save
+
+    write_atomic(path, save(dict(weights), metadata={"model": model, "size": str(size)}))
 
 
 def write_pt(weights: State, path: Path, *, size: int, now: datetime | None = None) -> None:
