@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,56 @@ def test_nothing_answered_is_a_failure(root: Path, tmp_path: Path) -> None:
     assert [row["error"] for row in rows] == [f"cut.{name}: is cut short or damaged." for name in ("jpg", "png")]
 
 
+def test_a_pipe_is_no_picture_and_is_not_waited_for(root: Path, tmp_path: Path) -> None:
+    for name in ("pipe.png", "pipe.dcm", "pipe"):
+        os.mkfifo(tmp_path / name)
+    shutil.copy(root / "files" / "wide.png", tmp_path)
+    rows = answers(tmp_path, weights(root, "cnn"), tmp_path)
+    assert [Path(row["file"]).name for row in rows] == ["pipe.dcm", "pipe.png", "wide.png"], (
+        "one without a suffix is not meant"
+    )
+    no_file = "is no file, but a pipe, a socket or a device."
+    assert [row["error"] for row in rows] == [f"pipe.dcm: {no_file}", f"pipe.png: {no_file}", None]
+
+
+def alike(root: Path, folder: Path) -> list[Path]:
+    """Four files whose names are one without suffix and folder; the first is broken. All, sorted."""
+    for place in ("a", "b"):
+        (folder / place).mkdir(parents=True)
+        shutil.copy(root / "files" / "wide.png", folder / place / "x.png")
+    shutil.copy(root / "files" / "square.jpg", folder / "b" / "x.jpg")
+    (folder / "a" / "x.dcm").write_bytes(b"no radiograph")
+    return [folder / name for name in ("a/x.dcm", "a/x.png", "b/x.jpg", "b/x.png")]
+
+
+def test_pictures_of_files_of_one_name_keep_their_suffixes_and_folders(root: Path, tmp_path: Path) -> None:
+    files, out = alike(root, tmp_path / "files"), tmp_path / "out"
+    expected = answers(tmp_path, weights(root, "yolo"), *files)
+    assert answers(tmp_path, weights(root, "yolo"), tmp_path / "files", "--pictures", out) == expected
+    made = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert made == ["a/x.png.png", "b/x.jpg.png", "b/x.png.png"]
+    assert Image.open(out / "b" / "x.jpg.png").size == (100, 100)
+    assert Image.open(out / "b" / "x.png.png").size == (160, 100)
+
+
+def test_a_submission_has_one_line_of_a_patient_and_says_which_it_lacks(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, target = alike(root, tmp_path / "files"), tmp_path / "submission.csv"
+    asked = [weights(root, "yolo"), tmp_path / "files", "--threshold", 0.3]
+    plain = answers(tmp_path, *asked)
+    capsys.readouterr()
+    rows = answers(tmp_path, *asked, "--submission", target)
+    assert rows[:2] == plain[:2], "the first one that has an answer gives it"
+    for row, name in zip(rows[2:], ("x.jpg", "x.png"), strict=True):
+        assert row["error"] == f"{name}: the submission has a line for x already, from {files[1]}."
+        assert (row["probability"], row["boxes"]) == (None, [])
+    lines = target.read_text().splitlines()
+    assert len(lines) == 2
+    assert len(lines[1].removeprefix("x,").split()) == 5 * len(plain[1]["boxes"])
+    assert "3 of 4 files have no line in it" in capsys.readouterr().err
+
+
 def test_no_header_value_gets_out(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     secret = dict.fromkeys(("PatientName", "PatientID", "InstitutionName", "StudyDescription"), "LEAKME")
     save(make_dicom(np.zeros((32, 32), np.uint8), **secret), tmp_path / "sound.dcm")
@@ -166,7 +217,7 @@ def test_submission_is_in_the_challenges_format(root: Path, tmp_path: Path) -> N
         (["{cnn}", "{root}/files", "--submission", "s.csv"], "is for boxes"),
         (["{yolo}", "{root}/files", "--threshold", "2"], "from 0 to 1"),
         (["{yolo}", "{root}/files", "--treshold", "0"], "did you mean --threshold"),
-        (["{yolo}", "{root}/files", "{root}/files", "--pictures", "{root}/out"], "the same name"),
+        (["{yolo}", "{root}/files", "{root}/files", "--pictures", "{root}/out"], "is named twice"),
     ],
 )
 def test_refused(root: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:

@@ -100,14 +100,13 @@ def _prepare(request: Request) -> "tuple[list[Path], About, float]":
     for flag, path in (("--json", options.json), ("--submission", options.submission)):
         if path is not None:
             places.require_file(path, flag)
-    if options.submission is not None:
-        files.require_distinct(found, "--submission")
     if options.pictures is not None:
         from pneumo.detect.outputs import Pictures
 
-        files.require_distinct(found, "--pictures")
-        Pictures(options.pictures).require_new(found)
+        drawn = Pictures.of(found, options.pictures).paths.values()
         places.require_folder(options.pictures, "--pictures", len(found) * (1 << 16))
+        for folder in {path.parent for path in drawn}:
+            places.require_folder(folder, "--pictures", 0)
     threshold = model.threshold(request.weights, known) if options.threshold is None else options.threshold
     return found, known, threshold
 
@@ -119,7 +118,7 @@ def _answer(
     from pneumo.data.dicom import quiet_decoders
     from pneumo.detect import answer, model, outputs
 
-    draw = outputs.Pictures(request.options.pictures) if request.options.pictures else None
+    draw = outputs.Pictures.of(files, request.options.pictures) if request.options.pictures else None
     work = answer.Work(model.load(request.weights, known), threshold, draw)
     todo = answer.batches(files)[rank::ranks]
     rows: list[Row] = []
@@ -152,10 +151,14 @@ def _finish(request: Request, known: "About", threshold: float, rows: "list[Row]
     from pneumo.detect import outputs
     from pneumo.models import MODELS
 
+    if request.options.submission is not None:
+        rows = outputs.with_distinct_patients(rows)
+        outputs.write_submission(rows, request.options.submission)
+        if lacking := sum(row.error is not None for row in rows):
+            text = f"{lacking} of {len(rows)} files have no line in it, and the challenge wants one for each patient"
+            print(f"pneumo: --submission {request.options.submission}: {text}.", file=sys.stderr)
     if request.options.json is not None:
         outputs.write_json(rows, request.options.json)
-    if request.options.submission is not None:
-        outputs.write_submission(rows, request.options.submission)
     if known.assumed:
         silent = f"{request.weights} does not say with which size it was trained"
         print(f"pneumo: {silent}; pictures of {known.size} pixels are assumed (--size).", file=sys.stderr)

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -31,7 +33,8 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
 def write_submission(rows: Sequence[Row], path: Path) -> None:
     """Write the RSNA challenge's format: a line a patient, with confidence x y width height of each box.
 
-    Files that could not be answered have no line: an empty one would say that they show nothing.
+    Files that could not be answered have no line: an empty one would say that they show nothing. Those of the others
+    have to differ in their names without suffix, which are the patients'.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -40,6 +43,18 @@ def write_submission(rows: Sequence[Row], path: Path) -> None:
         if row.error is None:
             writer.writerow((Path(row.file).stem, " ".join(map(_predicted, row.boxes))))
     write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+
+
+def with_distinct_patients(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with an error in place of the answer to a file whose patient an earlier one has answered already."""
+    seen: dict[str, Row] = {}
+    distinct = []
+    for row in rows:
+        path = Path(row.file)
+        first = row if row.error is not None else seen.setdefault(path.stem, row)
+        taken = f"{path.name}: the submission has a line for {path.stem} already, from {first.file}."
+        distinct.append(row if row is first else Row(row.file, error=taken))
+    return distinct
 
 
 def _predicted(box: Box) -> str:
@@ -71,25 +86,35 @@ def _shown(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """Writes a PNG for each file to a folder, named after it."""
+    """Writes a PNG for each of some files, `paths` says where."""
 
-    folder: Path
+    paths: Mapping[Path, Path]
 
-    def path(self, file: Path) -> Path:
-        """Where the picture of a file is written."""
-        return self.folder / f"{file.stem}.png"
+    @classmethod
+    def of(cls, files: Sequence[Path], folder: Path) -> "Pictures":
+        """Into a folder, named after the files without suffix; where two would have one name, all keep more of theirs.
+
+        That is the suffix, and the folders below the one that has all files. Raises Refused where a file is named
+        twice, or a picture would be written over one of the files that are answered.
+        """
+        whole = [Path(os.path.abspath(file)) for file in files]
+        if twice := [file for file, times in Counter(whole).items() if times > 1]:
+            raise Refused(f"{twice[0]} is named twice, and would have the same name in --pictures; name it once.")
+        names = [file.stem for file in whole]
+        if len(set(names)) < len(names):
+            common = os.path.commonpath([file.parent for file in whole])
+            names = [str(file.relative_to(common)) for file in whole]
+        paths = {file: folder / f"{name}.png" for file, name in zip(files, names, strict=True)}
+        inputs = {file.resolve() for file in files}
+        for path in paths.values():
+            if path.resolve() in inputs:
+                raise Refused(f"--pictures would write over {path}; choose another folder.")
+        return cls(paths)
 
     def __call__(self, file: Path, picture: Picture, row: Row) -> None:
         """Write the picture with the boxes and scores drawn; raises PneumoError where that is impossible."""
         encoded = cv2.imencode(".png", draw(picture, row))[1]
-        write_atomic(self.path(file), encoded.tobytes())
-
-    def require_new(self, files: Sequence[Path]) -> None:
-        """Raise Refused where a picture would be written over one of the files that are answered."""
-        inputs = {file.resolve() for file in files}
-        for file in files:
-            if self.path(file).resolve() in inputs:
-                raise Refused(f"--pictures would write over {self.path(file)}; choose another folder.")
+        write_atomic(self.paths[file], encoded.tobytes())
 
 
 def draw(picture: Picture, row: Row) -> Picture:
