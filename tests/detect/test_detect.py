@@ -20,7 +20,9 @@ from pneumo.data.geometry import to_pixels
 from pneumo.data.loader import scale
 from pneumo.detect import model as detect_model
 from pneumo.detect.__main__ import main
-from pneumo.detect.outputs import COLOUR
+from pneumo.detect.answer import Box, Row
+from pneumo.detect.labels import label_places
+from pneumo.detect.outputs import COLOUR, draw
 from pneumo.models import load
 
 KEYS = {"file", "probability", "boxes", "error"}
@@ -172,12 +174,34 @@ def test_pictures_show_the_boxes(root: Path, tmp_path: Path) -> None:
     drawn, grey = np.asarray(Image.open(out / "wide.png")).astype(int), np.asarray(Image.open(wide))
     assert drawn.shape == (100, 160, 3)
     for box in row["boxes"]:
-        x, y = min(159, round(box["x"])), min(99, round(box["y"]))
-        assert tuple(drawn[y, x]) == COLOUR[::-1], "the corner of each box is drawn"
-    untouched = np.ptp(drawn, axis=2) == 0
+        x, y = round(box["x"] + box["width"]) - 1, round(box["y"] + box["height"]) - 1
+        assert tuple(drawn[y, x]) == COLOUR[::-1], "the corner of each box is drawn, the one without a label"
+    untouched = (np.ptp(drawn, axis=2) == 0) & (drawn[:, :, 0] > 0)
     assert row["boxes"]
-    assert untouched.any()
+    assert untouched.mean() > 0.5
     np.testing.assert_array_equal(drawn[untouched][:, 0], grey[untouched])
+
+
+def test_scores_are_read_upon_each_other_and_upon_white() -> None:
+    """A worse box's label gives way to a better one's, and the picture's head to none; all lie upon black."""
+    white = np.full((300, 400), 255, np.uint8)
+    best, same = Box(100, 100, 120, 100, 0.9), Box(104, 98, 110, 105, 0.5)
+    elsewhere, top = Box(250, 150, 100, 100, 0.4), Box(0, 0, 60, 12, 0.3)
+    labels = np.s_[186:200, 104:130], np.s_[236:250, 255:280]
+    found = draw(white, Row("f", 0.9, (best, same, elsewhere, top)))
+    for place, alone in zip(labels, (best, elsewhere), strict=True):
+        np.testing.assert_array_equal(found[place], draw(white, Row("f", 0.9, (alone,)))[place])
+    head = np.s_[:12, 3:28]
+    np.testing.assert_array_equal(found[head], draw(white, Row("f", 0.9))[head])
+    for place in (*labels, head):
+        assert (found[place] == 0).all(axis=2).mean() > 0.4, "black below"
+        assert (found[place] == COLOUR).all(axis=2).any(), "with the score upon it"
+
+
+def test_labels_stay_in_the_picture() -> None:
+    boxes = [(-5.0, -9.0, 10.0, 10.0), (95.0, 90.0, 20.0, 40.0), (20.0, 20.0, 30.0, 30.0), (21.0, 20.0, 30.0, 33.0)]
+    assert list(label_places(boxes, (10, 5), (100, 100))) == [(0, 0, 5), (1, 90, 100), (2, 20, 50)]
+    assert [i for i, _, _ in label_places(boxes, (10, 5), (100, 100), [(0, 5)])] == [1, 2]
 
 
 def test_pictures_do_not_replace_what_is_answered(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,6 +16,7 @@ from rich.text import Text
 from pneumo.data.opencv import cv2
 from pneumo.detect.answer import Box, Row
 from pneumo.detect.files import Picture
+from pneumo.detect.labels import label_places
 from pneumo.errors import Refused
 from pneumo.study.cells import NOTHING, add_columns, new_table, number, put
 from pneumo.study.results import write_atomic
@@ -120,16 +121,30 @@ class Pictures:
 def draw(picture: Picture, row: Row) -> Picture:
     """Return the picture, uint8 (rows, columns), in colour: with its boxes and scores, headed by the probability."""
     shown = np.asarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR), np.uint8)
-    side = max(picture.shape)
+    rows, columns = picture.shape
+    side = max(rows, columns)
     thick, font = max(1, side // 300), max(_SMALL_FONT, side / 1000)
     for box in row.boxes:
         x, y = round(box.x), round(box.y)
         right, bottom = round(box.x + box.width) - 1, round(box.y + box.height) - 1
         cv2.rectangle(shown, (x, y), (max(x, right), max(y, bottom)), COLOUR, thick)
-        _write(shown, f"{box.score:.2f}", (x, max(y - 2 * thick, round(25 * font))), font, thick)
-    _write(shown, f"{row.probability or 0.0:.3f}", (2, round(25 * font)), font, thick)
+    width, height = _label_size("0.000", font, thick)
+    _write(shown, f"{row.probability or 0.0:.3f}", (0, height), font, thick)
+    boxes = [(box.x, box.y, box.width, box.height) for box in row.boxes]
+    for i, left, below in label_places(boxes, (width, height), (columns, rows), [(0, height)]):
+        _write(shown, f"{row.boxes[i].score:.2f}", (round(left), round(below)), font, thick)
     return shown
 
 
-def _write(picture: Picture, text: str, where: tuple[int, int], font: float, thick: int) -> None:
-    cv2.putText(picture, text, where, cv2.FONT_HERSHEY_SIMPLEX, font, COLOUR, thick, cv2.LINE_AA)
+def _label_size(text: str, font: float, thick: int) -> tuple[int, int]:
+    """Width and height in pixels of a text with its background, which is wider by a rim of 2 lines."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, font, thick)
+    return width + 4 * thick, height + 4 * thick
+
+
+def _write(picture: Picture, text: str, corner: tuple[int, int], font: float, thick: int) -> None:
+    """Write upon black, so that it is read whatever is below; `corner` is the lower left one."""
+    (left, below), (width, height) = corner, _label_size(text, font, thick)
+    picture[max(0, below - height) : below, left : left + width] = 0
+    start = (left + 2 * thick, below - 2 * thick)
+    cv2.putText(picture, text, start, cv2.FONT_HERSHEY_SIMPLEX, font, COLOUR, thick, cv2.LINE_AA)
