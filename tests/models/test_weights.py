@@ -15,6 +15,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def stock(lively: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> 
     grey = (shades(1, seed=8)[0, 0] * 255).byte().numpy()
     np.save(folder / "picture.npy", np.repeat(grey[:, :, None], 3, axis=2))
     weights.write_pt(lively.state_dict(), folder / "ours.pt", size=SIZE)
+    if find_spec("onnxruntime"):
+        weights.write_onnx(lively.state_dict(), folder / "ours.onnx", size=SIZE)
     environment = {
         **{"HOME": str(folder), "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0"},
         **{"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
@@ -223,6 +226,15 @@ def test_onnx_finds_the_same_boxes(lively: torch.nn.Module, tmp_path: Path) -> N
         (found,) = session.run(None, {"images": images.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(found, lively(images)[0], atol=2e-3)
+
+
+def test_ultralytics_takes_size_and_class_from_the_onnx(lively: torch.nn.Module, stock) -> None:
+    """And finds the boxes that it finds with the .pt."""
+    pytest.importorskip("onnxruntime")
+    folder, report = stock
+    assert report["onnx"]["names"] == [[0, "opacity"]]
+    assert report["onnx"]["shape"] == [SIZE, SIZE]
+    assert_same_boxes(lively, folder, report["onnx"])
 
 
 # --- Files that mean harm. Each makes the file `canary` in the folder when it is run.

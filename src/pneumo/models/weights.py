@@ -167,13 +167,14 @@ def write_pt(weights: State, path: Path, *, size: int, now: datetime | None = No
 def write_onnx(weights: State, path: Path, *, size: int) -> None:
     """Write the whole state of a network of `yolov8.build` as ONNX: images (b, 3, size, size) in [0, 1] to (b, 5, a).
 
-    The answer is that of evaluation mode, before the suppression. Raises Refused where the package `onnx`, which
+    The answer is that of evaluation mode, before the suppression. Its metadata are Ultralytics': `YOLO(path)` has the
+    size and the class from them. Raises Refused where the package `onnx`, which
     nothing else of ours needs, is not installed, and otherwise as `write_pt`.
     """
-    from pneumo.models.yolov8 import CHANNELS
+    from pneumo.models.yolov8 import CHANNELS, CLASSES, STRIDES
 
     try:
-        import onnx  # noqa: F401 -- torch needs it, and says so less clearly
+        import onnx  # which torch needs, and says so less clearly
     except ImportError:
         raise Refused("Writing ONNX needs the package onnx; install it with pip install onnx.") from None
     network: Any = _plain(weights)
@@ -190,7 +191,13 @@ def write_onnx(weights: State, path: Path, *, size: int) -> None:
             dynamic_axes={"images": {0: "batch"}, "boxes": {0: "batch"}},
             dynamo=False,  # the other one needs yet another package
         )
-    write_atomic(path, buffer.getvalue())
+    model = onnx.load_model_from_string(buffer.getvalue())
+    facts = {"task": "detect", "stride": STRIDES[-1], "imgsz": [size, size], "names": CLASSES, "batch": 1}
+    facts |= {"channels": CHANNELS, "args": {"dynamic": False}}
+    onnx.helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
+    # Where an answer's first dimension has a name, Ultralytics takes the pictures' size for free as well, and not ours.
+    model.graph.output[0].type.tensor_type.shape.dim[0].Clear()
+    write_atomic(path, model.SerializeToString())
 
 
 def _plain(weights: State) -> nn.Module:
