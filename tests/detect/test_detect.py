@@ -144,19 +144,24 @@ def test_pictures_of_files_of_one_name_keep_their_suffixes_and_folders(root: Pat
 def test_a_submission_has_one_line_of_a_patient_and_says_which_it_lacks(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files, target = alike(root, tmp_path / "files"), tmp_path / "submission.csv"
+    target = tmp_path / "submission.csv"
+    alike(root, tmp_path / "files")
     asked = [weights(root, "yolo"), tmp_path / "files", "--threshold", 0.3]
     plain = answers(tmp_path, *asked)
     capsys.readouterr()
     rows = answers(tmp_path, *asked, "--submission", target)
     assert rows[:2] == plain[:2], "the first one that has an answer gives it"
     for row, name in zip(rows[2:], ("x.jpg", "x.png"), strict=True):
-        assert row["error"] == f"{name}: the submission has a line for x already, from {files[1]}."
+        assert row["error"] == f"{name}: the submission has a line for this patient from an earlier file."
         assert (row["probability"], row["boxes"]) == (None, [])
     lines = target.read_text().splitlines()
     assert len(lines) == 2
     assert len(lines[1].removeprefix("x,").split()) == 5 * len(plain[1]["boxes"])
-    assert "3 of 4 files have no line in it" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("pneumo: ") == 0, "the one patient has a line"
+    (tmp_path / "files" / "y.dcm").write_bytes(b"no radiograph")
+    answers(tmp_path, *asked, "--submission", target)
+    assert target.read_text().splitlines() == lines
+    assert "no line for 1 of 2 patients" in capsys.readouterr().err
 
 
 def test_no_header_value_gets_out(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

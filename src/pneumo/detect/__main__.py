@@ -153,9 +153,9 @@ def _finish(request: Request, known: "About", threshold: float, rows: "list[Row]
 
     if request.options.submission is not None:
         rows = outputs.with_distinct_patients(rows)
-        outputs.write_submission(rows, request.options.submission)
-        if lacking := sum(row.error is not None for row in rows):
-            text = f"{lacking} of {len(rows)} files have no line in it, and the challenge wants one for each patient"
+        lacking, patients = outputs.write_submission(rows, request.options.submission)
+        if lacking:
+            text = f"no line for {lacking} of {patients} patients, and the challenge wants one for each"
             print(f"pneumo: --submission {request.options.submission}: {text}.", file=sys.stderr)
     if request.options.json is not None:
         outputs.write_json(rows, request.options.json)

@@ -31,8 +31,10 @@ def write_json(rows: Sequence[Row], path: Path) -> None:
     write_atomic(path, (json.dumps({"files": [asdict(row) for row in rows]}, indent=1) + "\n").encode())
 
 
-def write_submission(rows: Sequence[Row], path: Path) -> None:
+def write_submission(rows: Sequence[Row], path: Path) -> tuple[int, int]:
     """Write the RSNA challenge's format: a line a patient, with confidence x y width height of each box.
+
+    Returns how many patients have no line, and how many there are.
 
     Files that could not be answered have no line: an empty one would say that they show nothing. Those of the others
     have to differ in their names without suffix, which are the patients'.
@@ -44,6 +46,8 @@ def write_submission(rows: Sequence[Row], path: Path) -> None:
         if row.error is None:
             writer.writerow((Path(row.file).stem, " ".join(map(_predicted, row.boxes))))
     write_atomic(path, text.getvalue().encode("utf-8", "surrogateescape"))
+    patients = {Path(row.file).stem for row in rows}
+    return len(patients - {Path(row.file).stem for row in rows if row.error is None}), len(patients)
 
 
 def with_distinct_patients(rows: Sequence[Row]) -> list[Row]:
@@ -53,7 +57,7 @@ def with_distinct_patients(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         path = Path(row.file)
         first = row if row.error is not None else seen.setdefault(path.stem, row)
-        taken = f"{path.name}: the submission has a line for {path.stem} already, from {first.file}."
+        taken = f"{path.name}: the submission has a line for this patient from an earlier file."
         distinct.append(row if row is first else Row(row.file, error=taken))
     return distinct
 
