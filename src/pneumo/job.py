@@ -217,8 +217,7 @@ class Job:
             self._results.add_truths(answers.truths(self._store.index, parts))
 
     def _save(self, training: "Training", state: Any) -> None:
-        from safetensors.torch import save
-
+        from pneumo.models.weights import write_safetensors
         from pneumo.study.results import write_atomic
 
         run = training.run
@@ -226,10 +225,11 @@ class Job:
         folder.mkdir(exist_ok=True)
         name = f"{run.model}-{run.backend}-{run.comm}-{run.ranks}x{run.threads}"
         tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-        write_atomic(folder / f"{name}.safetensors", save(tensors))
-        training.export(tensors, folder / name)
         study = self._study
-        about = {**asdict(run), "size": study.settings.size, "seed": study.seed, "steps": training.next_step}
+        size = study.settings.size
+        write_safetensors(tensors, folder / f"{name}.safetensors", model=run.model, size=size)
+        training.export(tensors, folder / name)
+        about = {**asdict(run), "size": size, "seed": study.seed, "steps": training.next_step}
         write_atomic(folder / f"{name}.json", msgspec.json.encode(about))
 
     def _left(self, block: int, blocks: int, begin: float) -> str:

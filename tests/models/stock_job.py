@@ -1,6 +1,7 @@
 """Ultralytics as somebody has it who has no pneumo: loads a model of ours, and makes files for us to load.
 
-Run as `stock_job.py FOLDER`; the folder has picture.npy (s, s, 3) uint8 and ours.pt, and gets what it is asked for.
+Run as `stock_job.py FOLDER`; the folder has picture.npy (s, s, 3) uint8, ours.pt and perhaps ours.onnx, and gets what
+it is asked for.
 """
 
 import importlib.util
@@ -33,7 +34,8 @@ def found(file: str, **settings: int) -> dict[str, list[list[float]]]:
     return {
         "names": list(result.names.items()),
         "size": model.overrides.get("imgsz"),
-        "type": str(next(model.model.parameters()).dtype),
+        "shape": list(model.predictor.imgsz),
+        "type": str(next(model.model.parameters()).dtype) if file.endswith(".pt") else None,
         "corners": boxes.xyxy.tolist(),
         "scores": boxes.conf.tolist(),
     }
@@ -79,7 +81,10 @@ def main() -> None:
     saved(DetectionModel("yolo11n.yaml", ch=3, nc=1, verbose=False), "v11.pt")
     saved(SegmentationModel("yolov8n-seg.yaml", ch=3, nc=1, verbose=False), "segments.pt")
     saved(DetectionModel("yolov8s.yaml", ch=3, nc=1, verbose=False), "v8s.pt")
-    print(json.dumps({"ours": found("ours.pt"), "theirs": found("theirs.pt", imgsz=PICTURE.shape[0])}))
+    report = {"ours": found("ours.pt"), "theirs": found("theirs.pt", imgsz=PICTURE.shape[0])}
+    if (FOLDER / "ours.onnx").exists():
+        report["onnx"] = found("ours.onnx")
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from datetime import UTC, datetime
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def stock(lively: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> 
     grey = (shades(1, seed=8)[0, 0] * 255).byte().numpy()
     np.save(folder / "picture.npy", np.repeat(grey[:, :, None], 3, axis=2))
     weights.write_pt(lively.state_dict(), folder / "ours.pt", size=SIZE)
+    if find_spec("onnxruntime"):
+        weights.write_onnx(lively.state_dict(), folder / "ours.onnx", size=SIZE)
     environment = {
         **{"HOME": str(folder), "YOLO_CONFIG_DIR": str(folder), "YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0"},
         **{"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"},
@@ -136,6 +139,27 @@ def test_our_own_file_is_read_as_it_was(lively: torch.nn.Module, tmp_path: Path)
         assert all(torch.equal(read[name], value) for name, value in state.items())
 
 
+def test_a_file_says_which_model_it_is_and_its_size(lively: torch.nn.Module, tmp_path: Path) -> None:
+    state = lively.state_dict()
+    weights.write_safetensors(state, tmp_path / "model.safetensors", model="yolo", size=96)
+    save_file(state, tmp_path / "bare.safetensors")
+    for size, used in ((96, 96), (100, 128)):  # as Ultralytics rounds it
+        weights.write_pt(state, tmp_path / f"{size}.pt", size=size)
+        assert weights.described(tmp_path / f"{size}.pt") == ("yolo", used)
+    assert weights.described(tmp_path / "model.safetensors") == ("yolo", 96)
+    assert weights.described(tmp_path / "bare.safetensors") == (None, None)
+    read = weights.read(tmp_path / "model.safetensors")
+    assert all(torch.equal(read[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("said", [None, "96", [96, 96], 96.0, True, -32, {"imgsz": 96}])
+def test_a_size_that_is_no_number_of_pixels_is_none(said: object, tmp_path: Path) -> None:
+    torch.save({"model": a_network(), "train_args": {"imgsz": said}}, tmp_path / "odd.pt")
+    assert weights.described(tmp_path / "odd.pt") == ("yolo", None)
+    torch.save({"model": a_network(), "train_args": said}, tmp_path / "odd.pt")
+    assert weights.described(tmp_path / "odd.pt") == ("yolo", 96 if isinstance(said, dict) else None)
+
+
 def test_a_model_of_doubles_is_written_in_single_precision(lively: torch.nn.Module, tmp_path: Path) -> None:
     single = lively.state_dict()
     state = {name: value.double() if value.is_floating_point() else value for name, value in single.items()}
@@ -202,6 +226,15 @@ def test_onnx_finds_the_same_boxes(lively: torch.nn.Module, tmp_path: Path) -> N
         (found,) = session.run(None, {"images": images.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(found, lively(images)[0], atol=2e-3)
+
+
+def test_ultralytics_takes_size_and_class_from_the_onnx(lively: torch.nn.Module, stock) -> None:
+    """And finds the boxes that it finds with the .pt."""
+    pytest.importorskip("onnxruntime")
+    folder, report = stock
+    assert report["onnx"]["names"] == [[0, "opacity"]]
+    assert report["onnx"]["shape"] == [SIZE, SIZE]
+    assert_same_boxes(lively, folder, report["onnx"])
 
 
 # --- Files that mean harm. Each makes the file `canary` in the folder when it is run.
@@ -281,10 +314,10 @@ def assert_one_sentence(error: PneumoError) -> None:
     assert "weights_only" not in text
 
 
-def assert_refused(path: Path, canary: Path, match: str = ".") -> None:
+def assert_refused(path: Path, canary: Path, match: str = ".", reader: Callable[[Path], object] = weights.read) -> None:
     """Refused in one sentence that names the file, with nothing executed."""
     with pytest.raises(Refused, match=match) as refused:
-        weights.read(path)
+        reader(path)
     assert not canary.exists()
     assert str(path) in str(refused.value)
     assert_one_sentence(refused.value)
@@ -314,7 +347,8 @@ def test_a_hostile_pickle_of_another_form_is_refused(make: Callable[[Path], obje
     assert_refused(tmp_path / "alone.pt", canary, "no checkpoint of PyTorch")
     for protocol in (0, 4):
         archive(tmp_path / "new.pt", pickle.dumps(make(canary), protocol))
-        assert_refused(tmp_path / "new.pt", canary)
+        for reader in (weights.read, weights.described):
+            assert_refused(tmp_path / "new.pt", canary, reader=reader)
 
 
 def archive(path: Path, pickled: bytes, **entry: Any) -> None:
@@ -446,12 +480,14 @@ def test_files_of_other_kinds_are_refused_each_in_a_sentence(lively: torch.nn.Mo
 
 def test_files_of_safetensors_are_refused_each_in_a_sentence(lively: torch.nn.Module, tmp_path: Path) -> None:
     path, canary = tmp_path / "model.safetensors", tmp_path / "canary"
-    assert_refused(path, canary, "No such file")
-    path.write_bytes(b"no weights")
-    assert_refused(path, canary, "no safetensors file")
-    save_file(lively.state_dict(), path)
-    path.write_bytes(path.read_bytes()[:-4])
-    assert_refused(path, canary, "only a part")
+    for reader in (weights.read, weights.described):
+        path.unlink(missing_ok=True)
+        assert_refused(path, canary, "No such file", reader)
+        path.write_bytes(b"no weights")
+        assert_refused(path, canary, "no safetensors file", reader)
+        save_file(lively.state_dict(), path)
+        path.write_bytes(path.read_bytes()[:-4])
+        assert_refused(path, canary, "only a part", reader)
     save_file({"conv1.weight": torch.zeros(2)}, path)
     with pytest.raises(Refused, match="not YOLOv8n") as refused:
         weights.fit(yolov8.build(), weights.read(path))

@@ -10,6 +10,8 @@ import pytest
 from harness import Launcher
 from small_study import small_data
 
+from pneumo.models.weights import described
+
 PHASES = ("data", "forward", "backward", "comm", "optimizer", "other")
 
 
@@ -80,6 +82,7 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
     assert not predictions.duplicated(["run", "patient", "part"]).any()
     saved = list((folder / "checkpoints").glob("*.safetensors"))
     assert len(saved) == len(run["runs"])
+    assert {described(path) for path in saved} == {("cnn", 32)}
     assert "Results: " in done.stdout
     assert not (folder / "trace.json.gz").exists()
 

@@ -150,4 +150,7 @@ def test_a_worse_detector_differs_from_the_serial_one_by_its_paired_interval(scr
     assert (-d.high, -d.low) == serial.intervals["map50"]
     show(path, screen)
     assert isinstance(screen.file, io.StringIO)
-    assert f"largest difference from serial {d.estimate:+.3f}" in " ".join(screen.file.getvalue().split())
+    shown = " ".join(screen.file.getvalue().split())
+    assert f"largest difference from serial {d.estimate:+.3f}" in shown
+    assert "bootstrap over images, as if each were of another person" in shown
+    assert "over images alone" in shown

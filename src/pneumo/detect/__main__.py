@@ -84,8 +84,14 @@ def _prepare(request: Request) -> "tuple[list[Path], About, float]":
     from pneumo.models import MODELS
 
     options = request.options
-    if request.weights.is_dir() or not request.weights.exists():
-        what = "is a folder" if request.weights.is_dir() else "does not exist"
+    if not request.weights.is_file():
+        what = (
+            "is a folder"
+            if request.weights.is_dir()
+            else "is no file"
+            if request.weights.exists()
+            else "does not exist"
+        )
         raise Refused(f"{request.weights} {what}; name the weights of a trained model, then the files.")
     known = model.about(request.weights, options.size)
     if options.submission and MODELS[known.model].answers != "boxes":
@@ -94,14 +100,13 @@ def _prepare(request: Request) -> "tuple[list[Path], About, float]":
     for flag, path in (("--json", options.json), ("--submission", options.submission)):
         if path is not None:
             places.require_file(path, flag)
-    if options.submission is not None:
-        files.require_distinct(found, "--submission")
     if options.pictures is not None:
         from pneumo.detect.outputs import Pictures
 
-        files.require_distinct(found, "--pictures")
-        Pictures(options.pictures).require_new(found)
+        drawn = Pictures.of(found, options.pictures).paths.values()
         places.require_folder(options.pictures, "--pictures", len(found) * (1 << 16))
+        for folder in {path.parent for path in drawn}:
+            places.require_folder(folder, "--pictures", 0)
     threshold = model.threshold(request.weights, known) if options.threshold is None else options.threshold
     return found, known, threshold
 
@@ -113,7 +118,7 @@ def _answer(
     from pneumo.data.dicom import quiet_decoders
     from pneumo.detect import answer, model, outputs
 
-    draw = outputs.Pictures(request.options.pictures) if request.options.pictures else None
+    draw = outputs.Pictures.of(files, request.options.pictures) if request.options.pictures else None
     work = answer.Work(model.load(request.weights, known), threshold, draw)
     todo = answer.batches(files)[rank::ranks]
     rows: list[Row] = []
@@ -146,10 +151,17 @@ def _finish(request: Request, known: "About", threshold: float, rows: "list[Row]
     from pneumo.detect import outputs
     from pneumo.models import MODELS
 
+    if request.options.submission is not None:
+        rows = outputs.with_distinct_patients(rows)
+        lacking, patients = outputs.write_submission(rows, request.options.submission)
+        if lacking:
+            text = f"no line for {lacking} of {patients} patients, and the challenge wants one for each"
+            print(f"pneumo: --submission {request.options.submission}: {text}.", file=sys.stderr)
     if request.options.json is not None:
         outputs.write_json(rows, request.options.json)
-    if request.options.submission is not None:
-        outputs.write_submission(rows, request.options.submission)
+    if known.assumed:
+        silent = f"{request.weights} does not say with which size it was trained"
+        print(f"pneumo: {silent}; pictures of {known.size} pixels are assumed (--size).", file=sys.stderr)
     outputs.show(rows, threshold if MODELS[known.model].answers == "boxes" else None)
     return 0 if any(row.error is None for row in rows) else 1
 

@@ -1,7 +1,8 @@
 """The pictures to answer: found in files and folders, and read whatever of the known formats they have."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -43,19 +44,12 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _is_dicom(path: Path) -> bool:
     try:
+        if not path.is_file():  # looked at before it is opened, which for a pipe would last for ever
+            return False
         with path.open("rb") as file:
-            return path.is_file() and file.read(132)[128:] == b"DICM"
+            return file.read(132)[128:] == b"DICM"
     except OSError:
         return False
-
-
-def require_distinct(files: Sequence[Path], flag: str) -> None:
-    """Raise Refused where two files would have one name in what a flag asks for: their names without suffix."""
-    seen: dict[str, Path] = {}
-    for path in files:
-        if path.stem in seen:
-            raise Refused(f"{seen[path.stem]} and {path} would have the same name in {flag}; answer them one by one.")
-        seen[path.stem] = path
 
 
 def read(path: Path) -> Picture:
@@ -64,6 +58,8 @@ def read(path: Path) -> Picture:
     Raises Undecodable, in whose text no header value is.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Undecodable("corrupt", "is no file, but a pipe, a socket or a device")
         with path.open("rb") as file:
             begin = file.read(8)
         if begin != _PNG and not begin.startswith(_JPEG):

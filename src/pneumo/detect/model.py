@@ -24,7 +24,10 @@ NO_THRESHOLD = 0.5  # where no calibration part has given one
 
 
 class About(msgspec.Struct, frozen=True):
-    """What the JSON file beside a trained model says of it; the rest identifies its row in the result's summary."""
+    """What is known of a trained model, from the JSON file beside it or from its own; `assumed`: its size is not.
+
+    The rest identifies its row in the result's summary.
+    """
 
     model: str
     size: int
@@ -32,6 +35,7 @@ class About(msgspec.Struct, frozen=True):
     comm: str | None = None
     ranks: int | None = None
     threads: int | None = None
+    assumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,25 +70,34 @@ class Model:
 
 
 def about(weights: Path, size: int | None) -> About:
-    """Say what the weights are, without reading them; `size` is what the user asks for. Raises Refused.
+    """Say what the weights are; `size` is what the user asks for. Raises Refused.
 
-    Where no JSON file lies beside them they are a detector's, and its usual size is taken.
+    The JSON file beside them says it, or where there is none their own file. Where that is silent too they are a
+    detector's, and its usual size is assumed.
     """
     try:
         found = msgspec.json.decode(weights.with_suffix(".json").read_bytes(), type=About)
     except OSError:
-        found = About("yolo", MODELS["yolo"].usual.size)
+        found = _within(weights)
     except msgspec.MsgspecError:
         raise Refused(f"{weights.with_suffix('.json')} does not say which model {weights} is, and its size.") from None
     if found.model not in MODELS:
-        raise Refused(f"{weights.with_suffix('.json')} names a model that this version does not know.")
+        raise Refused(f"{weights} is said to be of a model that this version does not know; name another file.")
     boxes = MODELS[found.model].answers == "boxes"
     if size is not None and size != found.size and not boxes:
         raise Refused(f"--size {size}: {weights} was trained with {found.size}, and answers no other; leave it out.")
     wanted, multiple = size or found.size, MODELS[found.model].usual.multiple
     if wanted % multiple or not multiple <= wanted <= 4096:
-        raise Refused(f"--size {wanted}: pictures have an edge of {multiple} to 4096 pixels, a multiple of {multiple}.")
-    return msgspec.structs.replace(found, size=wanted)
+        whose = f"--size {wanted}" if size else f"{weights} says that its size is {wanted}"
+        raise Refused(f"{whose}: pictures have an edge of {multiple} to 4096 pixels, a multiple of {multiple}.")
+    return msgspec.structs.replace(found, size=wanted, assumed=found.assumed and size is None)
+
+
+def _within(weights: Path) -> About:
+    from pneumo.models.weights import described
+
+    model, size = described(weights)
+    return About(model or "yolo", size or MODELS["yolo"].usual.size, assumed=size is None)
 
 
 def threshold(weights: Path, known: About) -> float:
@@ -128,6 +141,6 @@ def _classifier(path: Path, task: "Task") -> "nn.Module":
     state: dict[str, Any] = weights.read(path)
     ours = {name: value.shape for name, value in network.state_dict().items()}
     if {name: value.shape for name, value in state.items()} != ours:
-        raise Refused(f"{path} does not have the tensors of the model that the JSON file beside it names.")
+        raise Refused(f"{path} does not have the tensors of the model that it is said to be.")
     network.load_state_dict(state)
     return network

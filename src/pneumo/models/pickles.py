@@ -72,12 +72,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     Names are those of the network's own state_dict, floating-point numbers are float32. Raises Refused, having executed
     nothing, where the file is no such checkpoint.
     """
-    content = _content(path)
-    with _only_stand_ins():
-        foreign = _foreign_names(path, content)
-        if foreign:
-            raise Refused(_why_not(path, foreign))
-        loaded = _load(path, content)
+    loaded = _loaded(path)
     network = next((found for key in ("ema", "model") if (found := _entry(loaded, key)) is not None), None)
     if not isinstance(network, _StandIn) or network.kind != NETWORK:
         raise Refused(f"{path} holds no detection model of Ultralytics; {ADVICE}.")
@@ -86,6 +81,25 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     except (_UnlikelyError, RuntimeError) as error:
         why = _shown(str(error))
         raise Refused(f"{path} is not built as Ultralytics builds a model ({why}); {ADVICE}.") from None
+
+
+def read_size(path: Path) -> int | None:
+    """Read the edge in pixels of the pictures that a checkpoint was trained with, None where it does not say.
+
+    Raises Refused as `read_tensors`.
+    """
+    size = _entry(_entry(_loaded(path), "train_args"), "imgsz")
+    return size if type(size) is int and size > 0 else None
+
+
+def _loaded(path: Path) -> Any:
+    """What the file's pickle holds, of plain containers, tensors and stand-ins."""
+    content = _content(path)
+    with _only_stand_ins():
+        foreign = _foreign_names(path, content)
+        if foreign:
+            raise Refused(_why_not(path, foreign))
+        return _load(path, content)
 
 
 def _content(path: Path) -> bytes:

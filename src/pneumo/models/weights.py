@@ -1,6 +1,7 @@
 """The detector's weights: read from files that may be anybody's, fitted to one class, written for everybody."""
 
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ import torch
 from torch import nn
 
 from pneumo.errors import Refused
-from pneumo.models.pickles import ADVICE, read_tensors
+from pneumo.models import MODELS
+from pneumo.models.pickles import ADVICE, read_size, read_tensors
 from pneumo.study.results import write_atomic
 
 State = Mapping[str, torch.Tensor]
@@ -72,17 +74,40 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return _read_safetensors(path) if path.suffix == ".safetensors" else read_tensors(path)
 
 
+def described(path: Path) -> tuple[str | None, int | None]:
+    """Return what a file of weights says of itself: its model's name, and the edge of the model's pictures in pixels.
+
+    None is what it does not say. Raises Refused as `read`.
+    """
+    if path.suffix != ".safetensors":
+        size, multiple = read_size(path), MODELS["yolo"].usual.multiple
+        return "yolo", size and -(-size // multiple) * multiple  # as Ultralytics rounds it when it predicts
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "np") as file:
+            said = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
+    written = said.get("size", "")
+    return said.get("model"), int(written) if re.fullmatch("[1-9][0-9]{0,8}", written) else None
+
+
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         found: dict[str, torch.Tensor] = load(path.read_bytes())
-    except OSError as error:
-        raise Refused(f"{path} cannot be read ({error.strerror}); {ADVICE}.") from None
-    except SafetensorError:
-        raise Refused(f"{path} is no safetensors file, or only a part of one; {ADVICE}.") from None
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from None
     return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+
+
+def _unreadable(path: Path, error: Exception) -> Refused:
+    if isinstance(error, OSError):
+        return Refused(f"{path} cannot be read ({error.strerror or error}); {ADVICE}.")
+    return Refused(f"{path} is no safetensors file, or only a part of one; {ADVICE}.")
 
 
 def fit(network: nn.Module, weights: State) -> Fitted:
@@ -104,6 +129,13 @@ def fit(network: nn.Module, weights: State) -> Fitted:
         raise Refused(f"The weights are not YOLOv8n's: {first} and {len(wrong) - 1} more do not fit; {ADVICE}.")
     network.load_state_dict(fits, strict=False)
     return Fitted(tuple(fits), tuple(misfits), tuple(name for name in weights if name not in ours))
+
+
+def write_safetensors(weights: State, path: Path, *, model: str, size: int) -> None:
+    """Write tensors, contiguous and on the CPU, with what `described` finds; atomically."""
+    from safetensors.torch import save
+
+    write_atomic(path, save(dict(weights), metadata={"model": model, "size": str(size)}))
 
 
 def write_pt(weights: State, path: Path, *, size: int, now: datetime | None = None) -> None:
@@ -135,13 +167,14 @@ def write_pt(weights: State, path: Path, *, size: int, now: datetime | None = No
 def write_onnx(weights: State, path: Path, *, size: int) -> None:
     """Write the whole state of a network of `yolov8.build` as ONNX: images (b, 3, size, size) in [0, 1] to (b, 5, a).
 
-    The answer is that of evaluation mode, before the suppression. Raises Refused where the package `onnx`, which
+    The answer is that of evaluation mode, before the suppression. Its metadata are Ultralytics': `YOLO(path)` has the
+    size and the class from them. Raises Refused where the package `onnx`, which
     nothing else of ours needs, is not installed, and otherwise as `write_pt`.
     """
-    from pneumo.models.yolov8 import CHANNELS
+    from pneumo.models.yolov8 import CHANNELS, CLASSES, STRIDES
 
     try:
-        import onnx  # noqa: F401 -- torch needs it, and says so less clearly
+        import onnx  # which torch needs, and says so less clearly
     except ImportError:
         raise Refused("Writing ONNX needs the package onnx; install it with pip install onnx.") from None
     network: Any = _plain(weights)
@@ -158,7 +191,13 @@ def write_onnx(weights: State, path: Path, *, size: int) -> None:
             dynamic_axes={"images": {0: "batch"}, "boxes": {0: "batch"}},
             dynamo=False,  # the other one needs yet another package
         )
-    write_atomic(path, buffer.getvalue())
+    model = onnx.load_model_from_string(buffer.getvalue())
+    facts = {"task": "detect", "stride": STRIDES[-1], "imgsz": [size, size], "names": CLASSES, "batch": 1}
+    facts |= {"channels": CHANNELS, "args": {"dynamic": False}}
+    onnx.helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
+    # Where an answer's first dimension has a name, Ultralytics takes the pictures' size for free as well, and not ours.
+    model.graph.output[0].type.tensor_type.shape.dim[0].Clear()
+    write_atomic(path, model.SerializeToString())
 
 
 def _plain(weights: State) -> nn.Module:

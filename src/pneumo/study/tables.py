@@ -271,14 +271,14 @@ def _about_localization(rows: Sequence[Row]) -> Iterable[tuple[str, str]]:
         "calibration part, for each run its own; precision and recall at the same, IoU 0.5",
     )
     yield "FROC", "sensitivity, of true boxes, with at most 1/8 to 8 false positives an image"
-    yield "low-high", "95 % interval (bootstrap over patients)"
+    yield "low-high", "95 % interval (bootstrap over images, as if each were of another person)"
     differences = [row.map_difference for row in rows if row.map_difference]
     if differences:
         d = max(differences, key=lambda found: abs(found.estimate))
         yield (
             "mAP@0.5",
             f"largest difference from serial {d.estimate:+.3f}, paired interval {d.low:+.3f} to {d.high:+.3f}, over "
-            "patients alone: rounding makes trainings of a detector end elsewhere, too",
+            "images alone: rounding makes trainings of a detector end elsewhere, too",
         )
 
 

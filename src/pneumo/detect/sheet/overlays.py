@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumo.detect.labels import label_places
 from pneumo.detect.sheet.cases import MOST_BOXES, Case
 
 # Of Okabe and Ito's colours, which are told apart by all; dashes tell them apart in grey.
@@ -83,9 +84,5 @@ def _box(axis: Any, box: Sequence[float], colour: str, style: str) -> None:
 def _label(axis: Any, boxes: NDArray[np.float64], scores: NDArray[np.float64], size: int) -> None:
     """A score at the lower left corner of its box, best first; none where it would lie upon that of a better box."""
     place = {"facecolor": "black", "edgecolor": "none", "pad": 1.0}
-    taken: list[tuple[float, float]] = []
-    for box, score in zip(boxes, scores, strict=False):
-        x, y = min(box[0], 0.85 * size), min(box[1] + box[3], size)
-        if all(abs(x - a) > 0.15 * size or abs(y - b) > 0.07 * size for a, b in taken):
-            taken.append((x, y))
-            axis.text(x, y, f"{score:.2g}", color="white", fontsize=SMALL, va="bottom", ha="left", bbox=place)
+    for i, x, y in label_places(boxes, (0.15 * size, 0.07 * size), (size, size)):
+        axis.text(x, y, f"{scores[i]:.2g}", color="white", fontsize=SMALL, va="bottom", ha="left", bbox=place)
