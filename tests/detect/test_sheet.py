@@ -213,7 +213,7 @@ def test_pictures_of_the_sample_are_drawn_again(studies: dict[str, Path], tmp_pa
         (["{cnn}", "--sheet", "--threshold", "0.5", "--json", "a"], "leave out --json, --threshold"),
         (["{cnn}", "{tmp}", "--run", "0"], "--run chooses among the runs"),
         (["{running}", "--sheet"], "not done (state: running)"),
-        (["{silent}", "--sheet"], "no answers to validation images"),
+        (["{silent}", "--sheet"], "predictions.parquet is missing"),
         (["{cnn}", "--shet"], "did you mean --sheet"),
     ],
 )

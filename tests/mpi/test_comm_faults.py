@@ -24,7 +24,7 @@ KILLED = -9
 # The cases that share a job, by its name: forked from the same ranks, one after the other.
 JOBS: dict[str, Sequence[str]] = {
     "calls": ("disagree", "disagree_in_a_subgroup", "message_sizes"),
-    "late": ("late", "late_messages", "two_are_late", "wait_with_a_timeout"),
+    "late": ("late", "late_messages", "a_listener_outlives_the_timeout", "two_are_late", "wait_with_a_timeout"),
     "killed": ("killed_while_others_wait", "killed_in_a_collective", "killed_while_starting"),
     "left": ("leaves_with_an_exception", "leaves_in_peace", "leaves_with_a_blocked_thread"),
     "signals": (
@@ -35,6 +35,7 @@ JOBS: dict[str, Sequence[str]] = {
     ),
     "teardown": (
         "destroyed_with_work",
+        "destroyed_with_open_messages",
         "destroyed_and_forgotten",
         "aborted_by_one",
         "aborted_by_one_that_takes_part",
@@ -355,6 +356,20 @@ def test_messages_that_nobody_answers_time_out(faults: Faults) -> None:
         assert_in_time(ending.notes[what])
     assert names_ranks(error(found[2], "recv_late"), 1), "what was withdrawn is not received"
     assert found[2].notes["recv_late"]["seconds"] < 10
+
+
+def test_a_timeout_of_a_message_begins_with_the_wait_for_it(faults: Faults) -> None:
+    found = faults("a_listener_outlives_the_timeout")
+    assert_ended(found)
+    ended = {what: note["ended"] for one in found for what, note in one.notes.items() if "/" in what or what == "send"}
+    assert set(ended.values()) == {"done"}
+    assert found[0].notes["wait"]["ended"] == "done", found[0].notes["wait"]
+    assert found[0].notes["received"] == [7.0] * 4
+
+
+def test_open_messages_do_not_hold_up_the_end_of_a_group(faults: Faults) -> None:
+    for ending in faults("destroyed_with_open_messages"):
+        assert ending.notes["destroyed_with_open_messages/destroy"]["seconds"] < 20  # of a timeout of 60
 
 
 def test_all_late_ranks_are_named(faults: Faults) -> None:

@@ -136,6 +136,8 @@ class Operation {
     void awaited() {
         if (lane_ == nullptr) count_down();
     }
+    /// Whether it is one of a lane; else a message.
+    bool in_order() const { return lane_ != nullptr; }
     Patience patience;
     /// For who keeps a record of it: what is left when the operation and all that it holds are gone.
     const std::shared_ptr<Life> life = std::make_shared<Life>();

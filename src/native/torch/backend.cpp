@@ -9,6 +9,12 @@
 #include "tensors.hpp"
 
 namespace pneumo {
+namespace {
+
+// What messages that are under way when a group ends are waited for, all together; who sends may never come.
+constexpr std::chrono::milliseconds kGrace{1000};
+
+}  // namespace
 
 PneumoBackend::PneumoBackend(const c10::intrusive_ptr<c10d::Store>& store, int rank, int size, std::vector<int> names,
                              std::chrono::milliseconds timeout)
@@ -39,8 +45,20 @@ void PneumoBackend::shutdown() {
         std::lock_guard lock(issued_mutex_);
         issued.swap(issued_);
     }
+    std::vector<std::shared_ptr<Operation>> messages;
     for (const auto& one : issued) {
-        if (const auto operation = one.lock()) wait_for(node_->communicator->engine(), *operation);
+        auto operation = one.lock();
+        if (!operation) continue;
+        if (operation->in_order()) {
+            wait_for(node_->communicator->engine(), *operation);
+        } else {
+            messages.push_back(std::move(operation));
+        }
+    }
+    const auto limit = Clock::now() + kGrace;
+    for (const auto& message : messages) {
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(limit - Clock::now());
+        wait_for(node_->communicator->engine(), *message, std::max(left, std::chrono::milliseconds(1)));
     }
     leave();
 }
@@ -136,7 +154,7 @@ WorkPtr PneumoBackend::issue(Issue issue) {
     operation->owner = node_;
     const std::weak_ptr<Operation> issued = operation;
     work->submit(std::move(operation), !issue.async);
-    if (issue.async && issue.in_order) {
+    if (issue.async) {
         std::lock_guard lock(issued_mutex_);
         const auto over = [](const auto& one) {
             const auto earlier = one.lock();

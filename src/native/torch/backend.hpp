@@ -41,8 +41,8 @@ class PneumoBackend final : public c10d::Backend {
     uint64_t getSequenceNumberForGroup() override { return sequence_; }
     c10d::ErrorType getError() override;
     void abort() override;
-    /// Wait for the collectives under way, each up to its timeout, then leave the group; messages that no peer has
-    /// taken end with an error.
+    /// Wait for the collectives under way, each up to its timeout, and a second for messages, then leave the group;
+    /// messages that no peer has taken end with an error.
     void shutdown() override;
     void enableCollectivesTiming() override {}  // an operation's begin and end are noted in any case
     bool supportsTensorAlloc(c10::DeviceIndex) override { return node_->communicator->arena()->bytes() > 0; }

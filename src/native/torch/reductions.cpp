@@ -16,8 +16,8 @@ struct Reduction {
     Op op;
     Scale scale;
     bool averages;
-    int64_t width;                       // kernel elements in one of the tensor's: 2 for a complex number
-    double factor = 1.0;                 // by which this rank multiplies what it gives
+    int64_t width;        // kernel elements in one of the tensor's: 2 for a complex number
+    double factor = 1.0;  // by which this rank multiplies what it gives
     std::optional<at::ScalarType> wide = std::nullopt;  // as what it travels, where a sum would lose in its own type
 };
 

@@ -69,6 +69,20 @@ def check_infinities_and_signed_zeros(ranks: Ranks) -> None:
             assert bool(tensor[3].signbit()) == (op == "MIN"), (op, tensor)
 
 
+def check_an_average_of_integers_fits_their_type(ranks: Ranks) -> None:
+    """As an average of equal numbers is that number, however large their sum."""
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        most = torch.iinfo(dtype).max
+        for count in (3, 9000):
+            tensor = torch.full((count,), most, dtype=dtype)
+            dist.all_reduce(tensor, dist.ReduceOp.AVG, ranks.pneumo)
+            assert_same(tensor, torch.full((count,), most, dtype=dtype), (dtype, count))
+            part = torch.zeros(count, dtype=dtype)
+            whole = torch.full((ranks.size * count,), most, dtype=dtype)
+            dist.reduce_scatter_tensor(part, whole, dist.ReduceOp.AVG, ranks.pneumo)
+            assert_same(part, tensor, (dtype, count))
+
+
 def check_premultiplied_sum(ranks: Ranks) -> None:
     for dtype in (*FLOATS, torch.int32):
         for factor in (2.5, torch.tensor([2.5])):

@@ -37,6 +37,32 @@ def check_nothing_is_complete_before_the_last_rank_comes(ranks: Ranks) -> None:
     assert_same(future.wait(), [torch.full((3,), float(ranks.size))])
 
 
+def check_a_future_is_done_when_its_work_is(ranks: Ranks) -> None:
+    """And what hangs on it has run, as over Gloo: after a wait, and where is_completed says so."""
+    for group in (ranks.pneumo, ranks.gloo):
+        for i in range(200):
+            called: list[int] = []
+            work = start(ranks, torch.ones(100), group)
+            future = work.get_future()
+            future.then(lambda _future, called=called: called.append(1))
+            if i % 2:
+                work.wait()
+            else:
+                while not work.is_completed():
+                    time.sleep(0)
+            assert future.done(), i
+            assert_same(future.value(), [torch.full((100,), float(ranks.size))])
+            assert called == [1], i
+
+
+def check_a_callback_may_wait_for_its_own_work(ranks: Ranks) -> None:
+    work = start(ranks, torch.ones(5))
+    waited: list[bool] = []
+    work.get_future().then(lambda _future: waited.append(work.wait()))
+    work.wait()
+    assert waited == [True]
+
+
 def check_a_wait_that_times_out_leaves_the_work_under_way(ranks: Ranks) -> None:
     late = ranks.size - 1
     tensor = torch.full((9_000,), float(ranks.rank))

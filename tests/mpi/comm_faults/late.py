@@ -1,6 +1,7 @@
 """Cases of failure: a rank that comes too late."""
 
 import datetime
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,27 @@ def late(me: Rank) -> None:
             me.caught(name, start(groups[name]))
     me.meet("done")
     works()
+
+
+@case
+def a_listener_outlives_the_timeout(me: Rank) -> None:
+    """A receive that is open for longer than the timeout, while collectives go on, until somebody sends."""
+    me.init()
+    group = dist.new_group()
+    works(group)
+    patient(group, LATE_S)
+    tensor = ones()
+    listener = dist.irecv(tensor, 1, group, tag=99) if me.rank == 0 else None
+    for i in range(4):
+        time.sleep(LATE_S / 2)
+        me.caught(f"all_reduce/{i}", dist.all_reduce, ones(), group=group)
+    if me.rank == 1:
+        me.caught("send", dist.send, 7 * ones(), 0, group, tag=99)
+    if listener is not None:
+        me.caught("wait", listener.wait)
+        me.notes["received"] = tensor.tolist()
+    me.meet("done")
+    works(group)
 
 
 @case

@@ -9,7 +9,7 @@ from typing import Any
 from torch.distributed.distributed_c10d import _abort_process_group
 
 import pneumo.comm
-from comm_faults.case import CASES, LARGE, Rank, backend, case, dist, ones, patient, works
+from comm_faults.case import CASES, LARGE, LONG_S, Rank, backend, case, dist, ones, patient, works
 
 
 def in_flight(me: Rank) -> list[Any]:
@@ -33,6 +33,18 @@ def destroyed_with_work(me: Rank, name: str) -> None:
     """All destroy, and then wait for what was in flight."""
     flying = in_flight(me)
     dist.destroy_process_group()
+    give_up(me, name, flying)
+
+
+def destroyed_with_open_messages(me: Rank, name: str) -> None:
+    """All destroy with messages that nobody answers; they end within a second or so, not after the timeout."""
+    patient(None, LONG_S)
+    if me.rank < 2:
+        other = 1 - me.rank
+        flying = [dist.irecv(ones(), other, tag=1), dist.isend(ones(), other, tag=2), dist.irecv(ones(), tag=3)]
+    else:
+        flying = []
+    me.caught(f"{name}/destroy", dist.destroy_process_group)
     give_up(me, name, flying)
 
 
@@ -187,6 +199,7 @@ TEARDOWNS = {
     function.__name__: function
     for function in (
         destroyed_with_work,
+        destroyed_with_open_messages,
         destroyed_and_forgotten,
         aborted_by_one,
         aborted_by_one_that_takes_part,
