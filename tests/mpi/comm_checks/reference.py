@@ -71,14 +71,19 @@ def exact(tensor: torch.Tensor) -> Any:
 
 
 def reduced(parts: Sequence[torch.Tensor], op: str) -> Any:
-    """The reduction of the ranks' tensors in NumPy: integers wrap, their average is cut off towards zero."""
+    """The reduction of the ranks' tensors in NumPy: integers wrap, but for averages of those below 64 bits, whose sum
+    is taken in 64; an average is cut off towards zero.
+    """
     dtype = parts[0].dtype
     stacked = np.stack([exact(part) for part in parts])
+    if op == "AVG" and dtype in INTEGERS:
+        total = np.asarray(stacked.astype(np.int64 if dtype.itemsize < 8 else stacked.dtype).sum(axis=0))
+        return cut_off(total, len(parts)).astype(stacked.dtype)
     table = OF_BOOLEANS if dtype == torch.bool else UFUNCS
     result = table[op].reduce(stacked, axis=0)
     result = np.asarray(result).astype(stacked.dtype)
     if op == "AVG":
-        result = result / len(parts) if dtype not in INTEGERS else cut_off(result, len(parts))
+        result = result / len(parts)
     return result
 
 
