@@ -63,6 +63,17 @@ void Engine::expect_callbacks() {
 
 Engine::~Engine() { shutdown(nullptr); }
 
+void Engine::forget(const Operation& operation) {
+    std::shared_ptr<Operation> held;  // ends when the lock is gone
+    std::lock_guard lock(mutex_);
+    const auto here =
+        std::find_if(ended_.begin(), ended_.end(), [&](const auto& one) { return one.get() == &operation; });
+    if (here == ended_.end()) return;
+    held = std::move(*here);
+    ended_.erase(here);
+    has_ended_ = !ended_.empty();
+}
+
 void Engine::submit(std::shared_ptr<Operation> operation, bool awaited) {
     bool idle = false;
     {

@@ -37,6 +37,8 @@ class Engine {
     bool wait(Operation& operation, std::chrono::milliseconds timeout = std::chrono::milliseconds(0));
     /// Be ready for completion callbacks; before the first one.
     void expect_callbacks();
+    /// The callbacks of this operation have been called by another thread: let go of it.
+    void forget(const Operation& operation);
     /// Have every operation examined soon, from any thread.
     void nudge();
     /// End all that still runs with this error, and the threads; for the end of the process.

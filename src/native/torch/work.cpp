@@ -118,10 +118,10 @@ c10::intrusive_ptr<c10::ivalue::Future> Work::getFuture() {
     return future_;
 }
 
-void Work::complete() {
+bool Work::complete() {
     {
         std::lock_guard lock(future_mutex_);
-        if (!future_ || completing_ != std::thread::id()) return;
+        if (!future_ || completing_ != std::thread::id()) return false;
         completing_ = std::this_thread::get_id();
     }
     if (operation_->error()) {
@@ -134,11 +134,12 @@ void Work::complete() {
         completed_ = true;
     }
     completed_now_.notify_all();
+    return true;
 }
 
 void Work::settle() {
     if (!engine_.usable()) return;
-    complete();
+    if (complete()) engine_.forget(*operation_);
     std::unique_lock lock(future_mutex_);
     const auto over = [this] { return !future_ || completed_ || completing_ == std::this_thread::get_id(); };
     while (!completed_now_.wait_for(lock, kSlice, over)) {

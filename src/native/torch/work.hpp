@@ -33,8 +33,8 @@ class Work final : public c10d::Work {
     std::vector<std::vector<at::Tensor>> lists;  // the Future's value where it is a list of lists, as Gloo has it
 
    private:
-    /// Complete the Future, if there is one, and call its callbacks, unless another thread has begun to.
-    void complete();
+    /// Complete the Future, if there is one, and call its callbacks; false if another thread has begun to.
+    bool complete();
     /// The same, and wait for that thread: what hangs on the Future is done when the Work is, as Gloo has it. Not if
     /// this thread is in one of its callbacks.
     void settle();

@@ -183,15 +183,19 @@ def callback_at_the_end(me: Rank) -> None:
     """A callback that uses the group while the process ends is refused, and holds nothing up."""
     me.init()
     works()
-    work = dist.all_reduce(ones(), async_op=True)
+    begun = threading.Event()
+    work = dist.irecv(ones(), (me.rank - 1) % me.size)
 
     def use(_: Any) -> None:
+        begun.set()
         time.sleep(0.5)
         me.caught("callback", dist.all_reduce, ones())
         me.write({})
 
     work.get_future().add_done_callback(use)
-    work.wait()
+    me.meet("all listen")  # else the callback might be called where it is added
+    dist.send(ones(), (me.rank + 1) % me.size)
+    begun.wait(30)
     pneumo.comm.native().shutdown()
 
 
