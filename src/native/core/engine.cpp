@@ -19,7 +19,7 @@ constexpr milliseconds kExamine{100}, kExamineDeeply{500};
 
 void Operation::start() {
     life->started = now_ns();
-    if (lane_ != nullptr) count_down();
+    if (in_order()) count_down();
     task_ = body_(*this);
     resume_point_ = task_.handle_;
 }

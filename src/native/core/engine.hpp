@@ -21,9 +21,10 @@ struct Lane {
 ///
 /// At any moment at most one thread *drives*: it resumes whatever can go on. A thread that waits for an operation
 /// drives by itself, so a blocking call costs no change of threads. The progress thread drives while nobody waits, and
-/// sleeps on the doorbell when nothing can go on. Completion callbacks are called by the progress threads alone,
-/// without the role: a callback may wait for other operations, and must not hold up who waits for something else. Once
-/// there are callbacks there are two such threads, so that one drives while the other is in a callback.
+/// sleeps on the doorbell when nothing can go on. It calls completion callbacks too, without the role: a callback may
+/// wait for other operations, and must not hold up who waits for something else. Once there are callbacks there are two
+/// progress threads, so that one drives while the other is in a callback. Who waits for an operation may call those of
+/// this one itself, and then has the engine `forget` it.
 class Engine {
    public:
     /// `doorbell` is this process's; it must outlive the engine.

@@ -134,7 +134,7 @@ class Operation {
     std::chrono::milliseconds timeout() const { return timeout_; }
     /// Somebody waits for it now.
     void awaited() {
-        if (lane_ == nullptr) count_down();
+        if (!in_order()) count_down();
     }
     /// Whether it is one of a lane; else a message.
     bool in_order() const { return lane_ != nullptr; }

@@ -43,7 +43,7 @@ class Work final : public c10d::Work {
     std::shared_ptr<Operation> operation_;
     std::vector<at::Tensor> outputs_;
     const uint64_t sequence_;
-    mutable std::mutex future_mutex_;  // guards what follows
+    std::mutex future_mutex_;  // guards what follows
     std::condition_variable completed_now_;
     c10::intrusive_ptr<c10::ivalue::Future> future_;
     bool ended_ = false, completed_ = false;

@@ -168,8 +168,8 @@ def write_onnx(weights: State, path: Path, *, size: int) -> None:
     """Write the whole state of a network of `yolov8.build` as ONNX: images (b, 3, size, size) in [0, 1] to (b, 5, a).
 
     The answer is that of evaluation mode, before the suppression. Its metadata are Ultralytics': `YOLO(path)` has the
-    size and the class from them. Raises Refused where the package `onnx`, which
-    nothing else of ours needs, is not installed, and otherwise as `write_pt`.
+    size and the class from them. Raises Refused where the package `onnx`, which nothing else of ours needs, is not
+    installed, and otherwise as `write_pt`.
     """
     from pneumo.models.yolov8 import CHANNELS, CLASSES, STRIDES
 
