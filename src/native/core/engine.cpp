@@ -82,6 +82,7 @@ void Engine::submit(std::shared_ptr<Operation> operation, bool awaited) {
             operation->end(stopped_by_);
             if (const auto on_end = std::exchange(operation->on_end, nullptr)) on_end();
             operation->completed = nullptr;
+            operation->owner = nullptr;
             operation->done_.store(true, std::memory_order_release);
             return;
         }
@@ -234,6 +235,8 @@ void Engine::finish(std::shared_ptr<Operation> operation) {
         queue.pop_front();
         if (!queue.empty()) next = queue.front();
     }
+    // Before `done`: whoever has waited may end the group next, and its memory shall not live until this thread gets on.
+    operation->owner = nullptr;
     // Both are cleared: they may own who owns the operation.
     const auto on_end = std::exchange(operation->on_end, nullptr);
     const bool callback = on_end && on_end();

@@ -141,7 +141,7 @@ class Operation {
     Patience patience;
     /// For who keeps a record of it: what is left when the operation and all that it holds are gone.
     const std::shared_ptr<Life> life = std::make_shared<Life>();
-    /// What must live as long as the operation, above all its lane.
+    /// What must live until the operation is done, above all its lane.
     std::shared_ptr<void> owner;
     /// Called by the engine, with its role: makes the end visible; true if `completed` has to be called afterwards.
     std::function<bool()> on_end;
