@@ -44,6 +44,7 @@ class Job:
         results: "ResultFolder",
         say: Progress,
     ) -> None:
+        import pneumo.models.weights  # noqa: F401  # now, or the run that is saved first would pay for it in its account
         from pneumo.early_stopping import EarlyStopping
 
         self._command, self._study, self._plan, self._world = command, command.study, plan, world

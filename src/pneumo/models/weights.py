@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from pneumo.errors import Refused
@@ -82,8 +84,6 @@ def described(path: Path) -> tuple[str | None, int | None]:
     if path.suffix != ".safetensors":
         size, multiple = read_size(path), MODELS["yolo"].usual.multiple
         return "yolo", size and -(-size // multiple) * multiple  # as Ultralytics rounds it when it predicts
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, "np") as file:
             said = file.metadata() or {}
@@ -94,11 +94,8 @@ def described(path: Path) -> tuple[str | None, int | None]:
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
     try:
-        found: dict[str, torch.Tensor] = load(path.read_bytes())
+        found: dict[str, torch.Tensor] = safetensors.torch.load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from None
     return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
@@ -133,9 +130,7 @@ def fit(network: nn.Module, weights: State) -> Fitted:
 
 def write_safetensors(weights: State, path: Path, *, model: str, size: int) -> None:
     """Write tensors, contiguous and on the CPU, with what `described` finds; atomically."""
-    from safetensors.torch import save
-
-    write_atomic(path, save(dict(weights), metadata={"model": model, "size": str(size)}))
+    write_atomic(path, safetensors.torch.save(dict(weights), metadata={"model": model, "size": str(size)}))
 
 
 def write_pt(weights: State, path: Path, *, size: int, now: datetime | None = None) -> None:
