@@ -23,7 +23,7 @@ def make(study: Study, train: int = 320, calibrate: int = 10) -> tuple[Job, list
     results: Any = SimpleNamespace(path=Path("/none"))
     store: Any = None
     say: Any = said.append
-    job = Job(Command(study), plan, world, store, split, results, say)
+    job = Job(Command(study), plan, world, store, split, results, [], say)
     return job, [SimpleNamespace(run=run) for run in plan.runs], said
 
 

@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 _FIRST_NAP_S, _LONGEST_NAP_S = 0.0005, 0.02
 
+_waited_s = 0.0  # of this process, in all
+
 
 @dataclass(frozen=True, slots=True)
 class _Outcome(Generic[T]):
@@ -32,10 +34,18 @@ class _Outcome(Generic[T]):
 
 def wait_for_all(comm: Intracomm) -> None:
     """Return once every rank has called; meanwhile sleep, at most 20 ms longer than necessary."""
+    global _waited_s
+    begin = time.monotonic()
     request, nap_s = comm.Ibarrier(), _FIRST_NAP_S
     while not request.Test():
         time.sleep(nap_s)
         nap_s = min(2 * nap_s, _LONGEST_NAP_S)
+    _waited_s += time.monotonic() - begin
+
+
+def waited_s() -> float:
+    """Return how long this process has waited for others here, in all."""
+    return _waited_s
 
 
 def gather(comm: Intracomm, work: Callable[[], T]) -> list[T]:

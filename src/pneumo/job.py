@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pneumo.data.store import Store
     from pneumo.shares import Shares
     from pneumo.study.results import ResultFolder
-    from pneumo.study.schema import DataFacts, RunFile
+    from pneumo.study.schema import DataFacts, Effort, RunFile
     from pneumo.timing.offsets import Offsets
     from pneumo.train import Block, Training
 
@@ -42,6 +42,7 @@ class Job:
         store: "Store",
         split: "Split",
         results: "ResultFolder",
+        efforts: "list[Effort]",
         say: Progress,
     ) -> None:
         import pneumo.models.weights  # noqa: F401  # now, or the run that is saved first would pay for it in its account
@@ -49,6 +50,7 @@ class Job:
 
         self._command, self._study, self._plan, self._world = command, command.study, plan, world
         self._store, self._split, self._results, self._say = store, split, results, say
+        self._efforts = efforts
         self._schedule = make_schedule(self._study, plan, len(split.train))
         self._sampling = make_sampling(plan, self._schedule)
         self._stopping = EarlyStopping(self._study, self._schedule.blocks, world, store, split)
@@ -295,6 +297,7 @@ class Job:
             warmup_steps=self._schedule.warmup,
             sampling=self._sampling,
             data=self._data,
+            preprocessing=self._efforts,
             clock=self._offsets.clock() if self._offsets else None,
             early_stopping=self._stopping.record(),
             provenance=provenance.collect(world.mpi_version()),

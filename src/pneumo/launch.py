@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pneumo.data.split import Split
     from pneumo.data.store import Store
     from pneumo.study.results import ResultFolder
+    from pneumo.study.schema import Effort
 
 T = TypeVar("T")
 
@@ -124,11 +125,11 @@ def _run(command: Command, world: World) -> int:
     if MODELS[study.model].answers == "boxes":
         say(world.run_on_first(lambda: _first_weights(study)))
         say(_statistics(study, plan))
-    store = _preprocess(study, world, say)
+    store, efforts = _preprocess(study, world, say)
     split = world.run_on_first(lambda: _parts(study, plan, store.index))
     results = world.run_on_first(lambda: _create(study))
     say.log_to(results.path / "log.txt")
-    job = Job(command, plan, world, store, split, results, say)
+    job = Job(command, plan, world, store, split, results, efforts, say)
     world.on_failure = job.fail
     job.train()
     world.run_on_first(job.finish)
@@ -192,7 +193,8 @@ def _cache(study: Study) -> Path:
     return places.picture_cache(study.cache)
 
 
-def _preprocess(study: Study, world: World, say: Progress) -> "Store":
+def _preprocess(study: Study, world: World, say: Progress) -> "tuple[Store, list[Effort]]":
+    from pneumo.data import effort
     from pneumo.data.preprocess import DataConfig, preprocess
     from pneumo.data.rsna import count_reasons
     from pneumo.data.sample import SampleConfig
@@ -206,13 +208,18 @@ def _preprocess(study: Study, world: World, say: Progress) -> "Store":
         strict=study.strict,
     )
     say(f"preprocessing {study.data or 'the built-in sample'}")
-    store = _agree(lambda: preprocess(config, world.comm, interface=world.interface, report=say.now_and_then))
+
+    def work() -> "Store":
+        return _agree(lambda: preprocess(config, world.comm, interface=world.interface, report=say.now_and_then))
+
+    store, efforts = effort.measured(world.comm, work)
     left_out = "none left out"
     if store.quarantine:
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_reasons(store.quarantine).items())
         left_out = f"{len(store.quarantine)} left out ({reasons}): {store.path / QUARANTINE}"
     say(f"{len(store.index)} images, {left_out}")
-    return store
+    say(f"preprocessing took {effort.sentence(efforts)}")
+    return store, efforts
 
 
 def _parts(study: Study, plan: Plan, index: "pd.DataFrame") -> "Split":

@@ -19,9 +19,10 @@ from typing import Any
 from unittest import mock
 
 from mpi4py import MPI
+from msgspec.structs import asdict
 
 from pneumo import collective
-from pneumo.data import cache, cluster, inspect
+from pneumo.data import cache, cluster, effort, inspect
 from pneumo.data import preprocess as module
 from pneumo.data.patients import SampleConfig
 from pneumo.data.preprocess import DataConfig, preprocess
@@ -124,6 +125,32 @@ def cached() -> dict[str, Any]:
     """Open what is there; nothing of Dask is needed for it."""
     store = make()
     return {"store": store.path.name, "dask": "distributed" in sys.modules}
+
+
+def efforts() -> dict[str, Any]:
+    """Preprocess twice, with images that take their time and then a rank that comes late; what the ranks' time went to.
+
+    `apart` is by how much the parts of this rank miss the time that it measured itself.
+    """
+    real = inspect.inspect
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.05)
+        return real(*args)
+
+    def late() -> Store:
+        if COMM.rank == 0:
+            time.sleep(0.6)
+        return make()
+
+    result: dict[str, Any] = {"apart": []}
+    with mock.patch.object(inspect, "inspect", slow):
+        for name, work in (("made", make), ("opened", late)):
+            begin = time.monotonic()
+            _, found = effort.measured(COMM, work)
+            result[name] = [asdict(one) for one in found]
+            result["apart"].append(time.monotonic() - begin - sum(result[name][COMM.rank].values()))
+    return result
 
 
 def killed_worker() -> dict[str, Any]:

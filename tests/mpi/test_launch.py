@@ -45,6 +45,9 @@ def test_a_study_adds_up(mpirun: Launcher, tmp_path: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     run = json.loads((folder / "run.json").read_text())
     assert run["state"] == "done"
+    assert [min(parts.values()) >= -1e-3 for parts in run["preprocessing"]] == [True, True]
+    assert sum(parts["data_s"] for parts in run["preprocessing"]) > 0
+    assert re.search(r"preprocessing took [0-9.]+ rank-seconds on 2 rank\(s\): .*\d+ % images, ", done.stdout)
     rows = {(r["backend"], r["ranks"]): r for r in summary["rows"]}
     assert {("serial", 1), ("ddp", 2), ("fsdp", 2), ("horovod", 2)} <= set(rows)
     quarantine = next((tmp_path / "cache").glob("store-*")) / "quarantine.csv"

@@ -122,6 +122,23 @@ def test_complete_store_is_opened_without_dask(mpirun: Launcher, tmp_path: Path,
     assert not any(line["dask"] for line in second)
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_the_time_of_every_rank_is_accounted_for(mpirun: Launcher, tmp_path: Path, data: Path, n: int) -> None:
+    """12 of the 13 patients have a file to inspect; of the store that is there, nobody inspects anything."""
+    found = lines(mpirun(n, file=JOB, args=["efforts", tmp_path / "cache", data]))
+    for line in found:
+        made, opened = line["made"], line["opened"]
+        assert len(made) == len(opened) == n
+        assert min(value for one in made + opened for value in one.values()) > -1e-3
+        assert sum(one["data_s"] for one in made) >= 12 * 0.05
+        assert min(one["dask_s"] for one in made) > 0
+        assert [(one["data_s"], one["dask_s"]) for one in opened] == [(0, 0)] * n
+        assert all(one["comm_s"] > 0.5 for one in opened[1:])
+        assert opened[0]["other_s"] > 0.5 > opened[0]["comm_s"]
+    # What it takes to gather the answers comes on top, and on rank 0 nobody is waited for.
+    assert all(0 <= apart < 0.5 for line in found for apart in line["apart"])
+
+
 @pytest.mark.parametrize("how", ["killed_worker", "killed_last"])
 def test_killed_run_leaves_nothing_that_is_trusted(
     mpirun: Launcher, tmp_path: Path, data: Path, reference: dict[str, bytes], how: str

@@ -70,15 +70,16 @@ def test_local_statistics_make_the_training_depend_on_the_ranks(mpirun: Launcher
 
 
 @pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
-def test_from_serials_weights_loss_and_gradients_are_serials(mpirun: Launcher) -> None:
+@pytest.mark.parametrize(("ranks", "mode"), [("1,2,4", "ghost"), ("1,3", "ghost"), ("1,3", "sync")])
+def test_from_serials_weights_loss_and_gradients_are_serials(mpirun: Launcher, ranks: str, mode: str) -> None:
     """In float32: batches of 12, 12 and 3 images. The last has groups of one image, whose last map is 2 x 2: batch norm
     over four values is badly conditioned, and rounding shows a hundred times more.
     """
-    backends = "serial,ddp,fsdp,horovod"
-    found = results(mpirun, FORCED, 4, "1,2,4", str(BATCH), "38", "ghost", "float32", backends)
+    backends, numbers = "serial,ddp,fsdp,horovod", [int(number) for number in ranks.split(",")]
+    found = results(mpirun, FORCED, numbers[-1], ranks, str(BATCH), "38", mode, "float32", backends)
     serial = found.pop(SERIAL)
     assert serial["images"] == [12, 12, 3]
-    assert len(found) == 2 * (4 if horovod_missing() else 5)
+    assert len(found) == len(numbers[1:]) * (4 if horovod_missing() else 5)
     for name, run in found.items():
         assert run["images"] == serial["images"], name
         np.testing.assert_allclose(run["losses"], serial["losses"], rtol=1e-5, err_msg=name)

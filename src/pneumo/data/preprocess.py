@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pneumo import collective
-from pneumo.data import cache, cluster, source, store
+from pneumo.data import cache, cluster, effort, source, store
 from pneumo.data.loader import shares
 from pneumo.data.patients import SampleConfig
 from pneumo.data.rsna import Patient, Quarantined, read_tables, refuse_if_any
@@ -131,7 +131,8 @@ def _build(
             return _inspect_all(client, tables[0], built, sizes, comm.size, report)
 
         collective.gather(comm, _import_readers)
-        inspections = cluster.run(comm, work, interface=interface, scratch=staged)
+        with effort.in_dask():
+            inspections = cluster.run(comm, work, interface=interface, scratch=staged)
 
         def write_tables() -> None:
             if tables is not None and inspections is not None:
@@ -186,11 +187,12 @@ def _inspect_chunk(
     from pneumo.data.inspect import inspect
 
     inspections = []
-    for row, patient in enumerate(patients, begin):
-        inspection, pictures = inspect(patient, sizes)
-        inspections.append(inspection)
-        for size, picture in pictures.items():
-            store.write_pictures(folder, rows, size, row, picture)
+    with effort.on_images():
+        for row, patient in enumerate(patients, begin):
+            inspection, pictures = inspect(patient, sizes)
+            inspections.append(inspection)
+            for size, picture in pictures.items():
+                store.write_pictures(folder, rows, size, row, picture)
     return begin, inspections
 
 

@@ -80,6 +80,20 @@ class DataFacts(_Strict, frozen=True, kw_only=True):
     split_by: Literal["image", "person"]
 
 
+class Effort(_Strict, frozen=True, kw_only=True):
+    """What a rank's time went to while the images were preprocessed, in seconds; the parts sum to the whole of it.
+
+    `data_s`: reading, decoding, resizing and writing images, in tasks of Dask's; `dask_s`: in Dask beside that, where
+    it starts, hands out tasks, has none left, and ends; `comm_s`: waiting for other ranks by MPI; `other_s`: checksums,
+    tables, and making the built-in sample. Of images that were in the cache there are only the last two.
+    """
+
+    data_s: float
+    dask_s: float
+    comm_s: float
+    other_s: float
+
+
 class Sampling(_Strict, frozen=True, kw_only=True):
     """Which steps have their phases in spans.parquet as intervals: of every timed block the first, and every k-th on.
 
@@ -181,6 +195,7 @@ class RunFile(_Strict, frozen=True, kw_only=True):
     warmup_steps: int
     sampling: Sampling | None = None
     data: DataFacts
+    preprocessing: list[Effort] = []  # by rank of the world
     clock: Clock | None = None
     early_stopping: EarlyStopping | None = None
     provenance: dict[str, Any]
