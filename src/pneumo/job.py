@@ -78,16 +78,11 @@ class Job:
         trainings = [Training(run, study, self._store, self._split, world, groups) for run in self._plan.runs]
         self._shares = self._make_shares(trainings, world, groups)
         begin = time.monotonic()
-        speed = {}
+        self._warm_up(trainings, offsets, begin)
         for training in trainings:
-            self._say.now_and_then(f"warming up {training.run}")
-            speed[training.run.run] = self._advance(training, 0, self._schedule.warmup, warmup=True)
-            offsets.sample()
-        blocks, steps = self._schedule.blocks, world.share(self._block_steps(trainings, speed, begin))
-        for training in trainings:
-            training.total_steps = self._schedule.warmup + blocks * steps
-        self._say(self._describe(len(trainings), steps))
-        last = self._train_blocks(trainings, steps, offsets, begin)
+            training.total_steps = self._schedule.total
+        self._say(self._describe(len(trainings)))
+        last = self._train_blocks(trainings, offsets, begin)
         self._say("evaluating on the validation patients")
         world.run_on_first(self._add_truths)
         for training in trainings:
@@ -97,7 +92,39 @@ class Job:
             training.close()
         groups.close()
 
-    def _train_blocks(self, trainings: "list[Training]", steps: int, offsets: "Offsets", begin: float) -> int:
+    def _warm_up(self, trainings: "list[Training]", offsets: "Offsets", begin: float) -> None:
+        """Warm all trainings up, and shorten the schedule to what the budget allows by the steps that this took.
+
+        Where the budget decides there is a second look, with some steps more to warm up, and the faster of the two
+        counts: whatever else the machine did for some seconds would otherwise shorten the whole study.
+        """
+        schedule = self._schedule
+        speed = self._look(trainings, schedule.warmup, offsets)
+        steps = self._world.share(self._affordable(trainings, speed, begin))
+        if steps < schedule.steps:
+            more = max(1, steps // 8)
+            for run, took in self._look(trainings, more, offsets).items():
+                speed[run] = min(speed[run], took)
+            steps = self._world.share(self._affordable(trainings, speed, begin))
+            if steps < 1:
+                self._say(
+                    f"the budget of {self._study.budget_s:.0f} s is too short for {schedule.blocks} blocks: taking one "
+                    "step each"
+                )
+            warmup = schedule.warmup + more
+            most = (schedule.asked - warmup) // schedule.blocks
+            self._schedule = replace(schedule, warmup=warmup, steps=min(most, max(1, steps)))
+
+    def _look(self, trainings: "list[Training]", count: int, offsets: "Offsets") -> dict[int, float]:
+        """Advance all trainings by steps that warm them up; returns the seconds of a step of each run, on rank 0."""
+        speed = {}
+        for training in trainings:
+            self._say.now_and_then(f"warming up {training.run}")
+            speed[training.run.run] = self._advance(training, 0, count, warmup=True)
+            offsets.sample()
+        return speed
+
+    def _train_blocks(self, trainings: "list[Training]", offsets: "Offsets", begin: float) -> int:
         """Advance the trainings in turn, a block each, until the last block; returns the evaluation's block.
 
         That is the last one. Where all stop before it, it is the one that would have come next: the block that they
@@ -105,7 +132,7 @@ class Job:
         """
         from pneumo.train import order
 
-        blocks = self._schedule.blocks
+        blocks, steps = self._schedule.blocks, self._schedule.steps
         for block in range(1, blocks + 1):
             for training in order(trainings, block):
                 self._advance(training, block, steps, warmup=False)
@@ -129,8 +156,11 @@ class Job:
                 found[run.run] = Shares(sizes, run, self._study, self._store, self._split, *where)
         return found
 
-    def _block_steps(self, trainings: "list[Training]", speed: dict[int, float], begin: float) -> int:
-        """The steps of each timed block, on rank 0: as scheduled, or as many as the budget allows by measured steps."""
+    def _affordable(self, trainings: "list[Training]", speed: dict[int, float], begin: float) -> int:
+        """The steps of each timed block, on rank 0: as scheduled, or as many as the budget allows by measured steps.
+
+        Below 1 it is too short for all blocks.
+        """
         budget_s, steps, blocks = self._study.budget_s, self._schedule.steps, self._schedule.blocks
         if self._world.rank != 0 or budget_s is None:
             return steps
@@ -144,18 +174,14 @@ class Job:
         shares_s = sum(share.images * speed[number] / share.run.global_batch for number, share in self._shares.items())
         left = budget_s - (time.monotonic() - begin) - evaluate_s
         left -= blocks * (len(trainings) * SWITCH_S + shares_s)
-        affordable = int(left / (blocks * sum(speed.values())))
-        if affordable < 1:
-            self._say(f"the budget of {budget_s:.0f} s is too short for {blocks} blocks: taking one step each")
-        return min(steps, max(1, affordable))
+        return min(steps, int(left / (blocks * sum(speed.values()))))
 
-    def _describe(self, runs: int, steps: int) -> str:
+    def _describe(self, runs: int) -> str:
         """What is trained: the same number of steps in every block, and what that leaves of the epochs and blocks."""
         plan, epochs = self._schedule, self._study.most_epochs
-        made = plan.warmup + plan.blocks * steps
-        text = f"training: {runs} runs in turns, {plan.warmup} steps to warm up, {plan.blocks} blocks of {steps}"
-        if made < plan.asked:
-            text += f"; {plan.asked - made} of the {plan.asked} steps of {epochs} epochs are left out"
+        text = f"training: {runs} runs in turns, {plan.warmup} steps to warm up, {plan.blocks} blocks of {plan.steps}"
+        if plan.total < plan.asked:
+            text += f"; {plan.asked - plan.total} of the {plan.asked} steps of {epochs} epochs are left out"
         if plan.blocks < self._study.blocks:
             text += f"; {epochs} epoch(s) have too few steps for {self._study.blocks} blocks"
         if self._study.patience:
