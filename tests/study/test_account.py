@@ -466,7 +466,12 @@ def test_a_reference_has_lost_nothing_against_itself() -> None:
     assert found is not None
     assert found.sum() == pytest.approx(cost.sum() / 1e9, abs=1e-12)
     assert reference.cost(1, np.array([50.0, 40.0, 50.0])) == pytest.approx([0.053, 0.042, 0.053])
+    assert reference.cost(1, np.array([50.0, 10.0])) == pytest.approx([0.053, 0.011]), "most of the images were"
+    assert reference.cost(1, np.array([40.0, 10.0, 50.0, 0.0])) == pytest.approx([0.042, 0.011, 0.053, 0.001])
+    assert reference.cost(1, np.array([40.0, 11.0, 50.0])) is None, "most images are in sizes that were not timed"
     assert reference.cost(1, np.array([40.0, 0.0, 0.0])) is None, "that size was not timed"
+    assert reference.cost(1, np.array([0.0])) == pytest.approx([0.001])
+    assert reference.cost(1, np.zeros(0)) is None
 
 
 def test_of_one_size_a_smaller_batch_costs_its_part() -> None:

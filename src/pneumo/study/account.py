@@ -137,12 +137,12 @@ class Reference:
     def cost(self, block: int, images: Floats) -> Floats | None:
         """CPU seconds of serial steps of these sizes (n,), by straight lines between the sizes that were timed.
 
-        Where only one was timed the line is through no images at no cost. None unless the most frequent of the sizes,
-        that of steps without images aside, was timed itself.
+        Where only one was timed the line is through no images at no cost. None unless at least half of the images are
+        in steps of sizes that were timed themselves; of steps without images, unless such a step was.
         """
         known = self.costs[block]
-        sizes, count = np.unique(images[images > 0] if images.any() else images, return_counts=True)
-        if not sizes.size or int(sizes[count.argmax()]) not in known:
+        weights = images if images.any() else np.ones(images.shape)
+        if not images.size or weights[np.isin(images, list(known))].sum() < weights.sum() / 2:
             return None
         if len(known) == 1:
             known = {0: 0.0} | known
