@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from mpi4py import MPI
 
 from pneumo import launch, machine
 from pneumo.config import Command, Study, parse
@@ -113,7 +114,7 @@ def test_a_seed_changes_the_split_and_not_the_sample() -> None:
 def test_preprocessing_speaks_every_half_minute_and_says_what_was_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A minute of reports every 3 s gives two lines, beside the one before and the one after."""
+    """A minute of reports every 3 s gives two lines, beside the one before and the two after."""
     now = [1000.0]
     monkeypatch.setattr("pneumo.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
     reasons = ("corrupt", "corrupt", "no_label")
@@ -127,15 +128,17 @@ def test_preprocessing_speaks_every_half_minute_and_says_what_was_left_out(
         return store
 
     monkeypatch.setattr(preprocess, "preprocess", reporting)
-    world: Any = SimpleNamespace(rank=0, comm=None, interface="lo")
-    launch._preprocess(Study(), world, Progress(world))
+    world: Any = SimpleNamespace(rank=0, comm=MPI.COMM_SELF, interface="lo")
+    found, efforts = launch._preprocess(Study(), world, Progress(world))
+    assert (found, len(efforts)) == (store, 1)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4, lines
+    assert len(lines) == 5, lines
     assert sum("preprocessed" in line for line in lines) == 2
-    assert lines[-1].endswith("17 images, 3 left out (2 corrupt, 1 no_label): /the/store/quarantine.csv")
+    assert lines[-2].endswith("17 images, 3 left out (2 corrupt, 1 no_label): /the/store/quarantine.csv")
+    assert "preprocessing took 0.0 rank-seconds on 1 rank(s): 100 % other" in lines[-1]
     left_out.clear()
     launch._preprocess(Study(), world, Progress(world))
-    assert capsys.readouterr().out.splitlines()[-1].endswith("17 images, none left out")
+    assert capsys.readouterr().out.splitlines()[-2].endswith("17 images, none left out")
 
 
 def test_a_dry_run_names_the_blocks_that_the_epochs_allow(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

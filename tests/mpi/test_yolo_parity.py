@@ -70,10 +70,22 @@ def test_local_statistics_make_the_training_depend_on_the_ranks(mpirun: Launcher
 
 
 @pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
-@pytest.mark.parametrize(("ranks", "mode"), [("1,2,4", "ghost"), ("1,3", "ghost"), ("1,3", "sync")])
-def test_from_serials_weights_loss_and_gradients_are_serials(mpirun: Launcher, ranks: str, mode: str) -> None:
-    """In float32: batches of 12, 12 and 3 images. The last has groups of one image, whose last map is 2 x 2: batch norm
-    over four values is badly conditioned, and rounding shows a hundred times more.
+@pytest.mark.parametrize(
+    ("ranks", "mode", "limits"),
+    [
+        ("1,2,4", "ghost", [1e-5, 1e-5, 1e-3]),
+        ("1,3", "ghost", [1e-5, 1e-5, 1e-3]),
+        ("1,3", "sync", [5e-4] * 3),
+    ],
+)
+def test_from_serials_weights_loss_and_gradients_are_serials(
+    mpirun: Launcher, ranks: str, mode: str, limits: list[float]
+) -> None:
+    """In float32: batches of 12, 12 and 3 images.
+
+    The groups of `ghost` have the same bits on any rank, but in the last batch are of one image, whose last map is
+    2 x 2: batch norm over four values is badly conditioned, and rounding shows a hundred times more. The statistics of
+    `sync` are sums in another order than the plain layer's, and 57 layers enlarge that rounding a thousand times.
     """
     backends, numbers = "serial,ddp,fsdp,horovod", [int(number) for number in ranks.split(",")]
     found = results(mpirun, FORCED, numbers[-1], ranks, str(BATCH), "38", mode, "float32", backends)
@@ -83,5 +95,6 @@ def test_from_serials_weights_loss_and_gradients_are_serials(mpirun: Launcher, r
     for name, run in found.items():
         assert run["images"] == serial["images"], name
         np.testing.assert_allclose(run["losses"], serial["losses"], rtol=1e-5, err_msg=name)
-        assert np.less(run["apart"], [1e-5, 1e-5, 1e-3]).all(), f"{name}: {run['apart']}"
-        assert np.less(run["worst"], [1e-5, 1e-5, 1e-2]).all(), f"{name}: {run['worst']}"
+        assert np.less(run["apart"], limits).all(), f"{name}: {run['apart']}"
+        worst = [10 * limit if limit > 1e-5 else limit for limit in limits]
+        assert np.less(run["worst"], worst).all(), f"{name}: {run['worst']}"

@@ -115,7 +115,8 @@ def _late(row: Row, compared: Compared) -> Iterable[Sentence]:
         row,
         f"rank {worst.rank} was the last at {worst.count} collective{'s'[: worst.count != 1]} and cost the others "
         f"{_amount(worst.rank_s)} rank-seconds ({each} ms a step each), "
-        f"{100 * worst.rank_s / waited:.0f} % of all peer wait, {by} what it did in {main.phase}: {CAUSES[main.cause]}.",
+        f"{100 * worst.rank_s / waited:.0f} % of all peer wait, {by} "
+        f"what it did in {main.phase}: {CAUSES[main.cause]}.",
         late_rank_s=worst.rank_s,
         late_count=worst.count,
         main_rank_s=main.rank_s,
