@@ -229,6 +229,24 @@ def test_weak_scaling_says_what_it_compares(mpirun: Launcher, tmp_path: Path) ->
         assert text.index("Comparison") < text.index("weak scaling")
 
 
+def test_a_budget_decides_how_many_steps_all_runs_make(mpirun: Launcher, tmp_path: Path) -> None:
+    """Of 900,000 steps as many are made as the budget allows, by what two looks have measured."""
+    flags = ["--model", "sleep", "--backends", "serial,ddp", "--comm", "gloo", "--ranks", "2", "--threads", "1"]
+    flags += ["--global-batch", "8", "--epochs", "300000", "--budget", "20s"]
+    done = mpirun(2, module="pneumo.launch", args=[*small_data(tmp_path), *flags], timeout=120)
+    folder = tmp_path / "out" / "main" / "latest"
+    pattern = r"2 runs in turns, (\d+) steps to warm up, 6 blocks of (\d+); \d+ of the 900000 steps"
+    warmup, steps = map(int, re.search(pattern, done.stdout).groups())  # type: ignore[union-attr]
+    assert warmup > 2, "the second look warms up too"
+    assert steps > 5, "a step sleeps for 24 ms"
+    rows = pd.read_parquet(folder / "steps.parquet").query("kind == 'train'")
+    counts = rows.groupby(["run", "rank", "block"])["step"].nunique().unstack().to_numpy()
+    assert (counts == [warmup] + 6 * [steps]).all()
+    assert (rows["warmup"] == (rows["block"] == 0)).all()
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {row["warmup_steps"] for row in summary["rows"]} == {warmup}
+
+
 def test_a_dry_run_needs_no_ranks(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     from pneumo.launch import main
 
