@@ -79,6 +79,17 @@ def test_a_budget_shortens_all_blocks_alike_and_what_is_left_out_is_said() -> No
     assert said == []
 
 
+def test_of_two_looks_the_second_counts() -> None:
+    study = Study(backends=("serial", "ddp"), ranks=(1, 2), threads=1, budget="500s", epochs=50)
+    made = []
+    for seconds in ((1.0, 1.0), (0.8, 1.0), (1.0, 0.8)):
+        job, trainings, _ = make(study)
+        warm_up(job, trainings, *seconds)
+        made.append(job._schedule.steps)
+    assert made[0] == made[1]
+    assert made[2] == pytest.approx(made[0] / 0.8, rel=0.05)
+
+
 @pytest.mark.parametrize("seconds", [(20.0, 1.0), (1.0, 20.0), (1.0, 1.0)])
 def test_what_disturbs_one_of_two_looks_does_not_shorten_the_study(seconds: tuple[float, float]) -> None:
     study = Study(backends=("serial", "ddp"), ranks=(1, 2), threads=1, budget="500s", epochs=50)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pneumo.timing.offsets import Offsets
     from pneumo.train import Block, Training
 
+DISTURBED = 1.5  # times as long as before: the second look at the same steps was not left in peace
 SWITCH_S = 0.2  # to put one training to sleep and wake the next, Horovod's start included
 
 
@@ -95,8 +96,8 @@ class Job:
     def _warm_up(self, trainings: "list[Training]", offsets: "Offsets", begin: float) -> None:
         """Warm all trainings up, and shorten the schedule to what the budget allows by the steps that this took.
 
-        Where the budget decides there is a second look, with some steps more to warm up, and the faster of the two
-        counts: whatever else the machine did for some seconds would otherwise shorten the whole study.
+        Where the budget decides there is a second look, with some steps more to warm up, since whatever else the
+        machine did for some seconds would otherwise shorten the whole study. It counts, unless it was disturbed itself.
         """
         schedule = self._schedule
         speed = self._look(trainings, schedule.warmup, offsets)
@@ -104,7 +105,7 @@ class Job:
         if steps < schedule.steps:
             more = max(1, steps // 8)
             for run, took in self._look(trainings, more, offsets).items():
-                speed[run] = min(speed[run], took)
+                speed[run] = took if took < DISTURBED * speed[run] else speed[run]
             steps = self._world.share(self._affordable(trainings, speed, begin))
             if steps < 1:
                 self._say(
