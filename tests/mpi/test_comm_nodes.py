@@ -7,14 +7,11 @@ from typing import Any
 
 import pytest
 from harness import Launcher
+from two_nodes import on_two_nodes
 
 from pneumo.installed import native_facts
 
 JOB = Path(__file__).with_name("comm_nodes_job.py")
-ON_TWO_NODES = (
-    "test $OMPI_COMM_WORLD_RANK = 0 && name=nodea || name=nodeb; "
-    'exec unshare --uts sh -c "hostname $name && exec \\"\\$@\\"" sh "$@"'
-)
 pytestmark = [
     pytest.mark.mpi,
     pytest.mark.skipif(os.geteuid() != 0, reason="names of hosts of their own need root"),
@@ -30,7 +27,7 @@ FOUND: Notes = []  # what the one world that does all cases has found
 def notes(mpirun: Launcher, tmp_path: Path) -> Notes:
     """What each rank was told in each case."""
     if not FOUND:
-        options = ["sh", "-c", ON_TWO_NODES, "sh"]
+        options = on_two_nodes("$OMPI_COMM_WORLD_RANK = 0")
         done = mpirun(3, file=JOB, args=[tmp_path], options=options, timeout=200, check=False)
         if "unshare" in done.text and "not permitted" in done.text:
             pytest.skip("names of hosts are not allowed here")
