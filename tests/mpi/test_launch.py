@@ -231,7 +231,7 @@ def test_weak_scaling_says_what_it_compares(mpirun: Launcher, tmp_path: Path) ->
 
 def test_a_budget_decides_how_many_steps_all_runs_make(mpirun: Launcher, tmp_path: Path) -> None:
     """Of 900,000 steps as many are made as the budget allows, by what two looks have measured."""
-    flags = ["--model", "sleep", "--backends", "serial,ddp", "--comm", "gloo", "--ranks", "2", "--threads", "1"]
+    flags = ["--model", "sleep", "--backends", "serial,ddp", "--comm", "gloo", "--ranks", "1,2", "--threads", "1"]
     flags += ["--global-batch", "8", "--epochs", "300000", "--budget", "20s"]
     done = mpirun(2, module="pneumo.launch", args=[*small_data(tmp_path), *flags], timeout=120)
     folder = tmp_path / "out" / "main" / "latest"
