@@ -235,8 +235,7 @@ void Engine::finish(std::shared_ptr<Operation> operation) {
         queue.pop_front();
         if (!queue.empty()) next = queue.front();
     }
-    // Before `done`: whoever has waited may end the group next, and its memory shall not live until this thread gets
-    // on.
+    // Before `done`: whoever waited may end the group next, whose memory shall not wait for this thread to get on.
     operation->owner = nullptr;
     // Both are cleared: they may own who owns the operation.
     const auto on_end = std::exchange(operation->on_end, nullptr);
