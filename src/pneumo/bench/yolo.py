@@ -1,12 +1,17 @@
-"""The detector's training steps: ours and those of Ultralytics' own trainer on one core, and ours on all ranks."""
+"""The detector's training steps: ours and those of Ultralytics' own trainer on one core, and ours on all ranks.
+
+Beside the ranks that train together stand ranks that train apart, each on its part of the images by itself: what is to
+be had on these cores without any communication, since cores share caches and memory.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -34,13 +39,35 @@ MARGIN = 0.02
 OURS, RIVAL = "pneumo, 1 rank", "Ultralytics, 1 process"
 
 
+class _Alone:
+    """The world as a rank sees it that trains alone while the others do the same: on its own core, with nobody."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._world, name)
+
+    def first(self, _ranks: int) -> Any:
+        """The communicator of this rank alone."""
+        from mpi4py.MPI import COMM_SELF
+
+        return COMM_SELF
+
+    def bind(self, _ranks: int, threads: int) -> None:
+        """Bind this rank as one of all."""
+        self._world.bind(self._world.size, threads)
+
+
 def run(options: Options, world: World) -> Findings:
     """Measure in turns; the findings are whole on rank 0. Collective."""
     torch.set_num_threads(1)
     runs = {OURS: _run(0, "serial", "none", 1, options, world)}
+    apart = None
     if world.size > 1:
         comm = "gloo" if missing() else "pneumo"
-        runs[f"pneumo, {world.size} ranks"] = _run(1, "ddp", comm, world.size, options, world)
+        runs[_together(world)] = _run(1, "ddp", comm, world.size, options, world)
+        apart = _part_of(runs[OURS], world)
     for one in runs.values():
         world.first(one.ranks)
     wanted = [(one.comm, one.ranks) for one in runs.values() if one.comm != "none"]
@@ -52,7 +79,7 @@ def run(options: Options, world: World) -> Findings:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pneumo-")))
             data = write_data_set(folder, options.size)
             rival = stack.enter_context(Rival(data, size=options.size, batch=options.global_batch))
-        found = _measure(runs, rival, options, world, groups)
+        found = _measure(runs, apart, rival, options, world, groups)
     groups.close()
     findings = Findings({**facts(world, horovod=False), "size": options.size, "global_batch": options.global_batch})
     if world.rank == 0:
@@ -66,13 +93,28 @@ def _run(number: int, backend: str, comm: str, ranks: int, options: Options, wor
     return Run(number, "yolo", backend, comm, ranks, 1, options.global_batch, "cpu", groups)
 
 
+def _part_of(run: Run, world: World) -> Run:
+    """The run of a rank that trains apart, on its part of the images."""
+    return replace(run, run=2, global_batch=run.global_batch // world.size, groups=max(1, run.groups // world.size))
+
+
+def _together(world: World) -> str:
+    return f"pneumo, {world.size} ranks"
+
+
+def _apart(world: World) -> str:
+    return f"pneumo, {world.size} ranks apart"
+
+
 def _measure(
-    runs: dict[str, Run], rival: Rival | None, options: Options, world: World, groups: Groups
+    runs: dict[str, Run], apart: Run | None, rival: Rival | None, options: Options, world: World, groups: Groups
 ) -> dict[str, Any]:
     """Train a block of each in turns; returns by name (rounds, 2) milliseconds of a step. Collective."""
     say, (store, split) = Progress(world), pictures(IMAGES)
     study = Study(model="yolo", size=options.size, global_batch=options.global_batch, threads=1)
     trainings = {name: Training(one, study, store, split, world, groups) for name, one in runs.items()}
+    if apart is not None:
+        trainings[_apart(world)] = Training(apart, study, store, split, cast("World", _Alone(world)), groups)
     variants: dict[str, Callable[[], Times]] = {
         name: lambda training=training: _block(training)  # type: ignore[misc]
         for name, training in trainings.items()
@@ -142,6 +184,8 @@ def _tell(findings: Findings, found: dict[str, Any], options: Options, world: Wo
             findings.add_ratio(f"throughput: {name} / {RIVAL}", faster)
         if speedup is not None:
             findings.add_ratio(f"throughput: {name} / {OURS}", speedup)
+        if name == _together(world):
+            findings.add_ratio(f"throughput: {name} / {_apart(world)}", _faster(times, found[_apart(world)]))
         figures = (f"{ms.value:.0f} {ms.low:.0f}-{ms.high:.0f}", f"{rate.value:.1f}")
         lines.append((name, *figures, *("" if one is None else _times(one) for one in (faster, speedup))))
     headers = ("training<", "ms a step\nlow-high", "images\n/s", "x Ultralytics\nlow-high", "x 1 rank\nlow-high")
@@ -151,6 +195,16 @@ def _tell(findings: Findings, found: dict[str, Any], options: Options, world: Wo
         (
             ("Ultralytics", "its DetectionTrainer: no mosaic, an update a batch, images in memory, no validation"),
             ("pneumo", "with its augmentation, batch norm over virtual groups, clipping, averaging and timing"),
+            *(
+                [
+                    (
+                        "apart",
+                        "each rank on its part of the images by itself: what these cores give without communication",
+                    )
+                ]
+                if world.size > 1
+                else []
+            ),
             ("x", "times the throughput: the ratio of Hodges and Lehmann over the rounds, with its 95 % interval"),
             *(
                 [("crowded", f"{world.size} ranks share {world.total_cores} cores")]
