@@ -46,7 +46,6 @@ class Job:
         efforts: "list[Effort]",
         say: Progress,
     ) -> None:
-        import pneumo.models.weights  # noqa: F401  # now, or the run that is saved first would pay for it in its account
         from pneumo.early_stopping import EarlyStopping
 
         self._command, self._study, self._plan, self._world = command, command.study, plan, world
@@ -70,6 +69,9 @@ class Job:
         self._say("starting torch on all ranks")
         from pneumo.comm.groups import Groups
         from pneumo.train import Training
+
+        if study.save:
+            import pneumo.models.weights  # noqa: F401  # or the run that is saved first would pay for it in its account
 
         wanted = sorted({(r.comm, r.ranks) for r in self._plan.runs if r.comm in COMMS})
         sizes = sorted({r.ranks for r in self._plan.runs})

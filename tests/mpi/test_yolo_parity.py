@@ -71,15 +71,15 @@ def test_local_statistics_make_the_training_depend_on_the_ranks(mpirun: Launcher
 
 @pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
 @pytest.mark.parametrize(
-    ("ranks", "mode", "limits"),
+    ("ranks", "mode", "apart", "worst"),
     [
-        ("1,2,4", "ghost", [1e-5, 1e-5, 1e-3]),
-        ("1,3", "ghost", [1e-5, 1e-5, 1e-3]),
-        ("1,3", "sync", [5e-4] * 3),
+        ("1,2,4", "ghost", [1e-5, 1e-5, 1e-3], [1e-5, 1e-5, 1e-2]),
+        ("1,3", "ghost", [1e-5, 1e-5, 1e-3], [1e-5, 1e-5, 1e-2]),
+        ("1,3", "sync", [5e-4] * 3, [5e-3] * 3),
     ],
 )
 def test_from_serials_weights_loss_and_gradients_are_serials(
-    mpirun: Launcher, ranks: str, mode: str, limits: list[float]
+    mpirun: Launcher, ranks: str, mode: str, apart: list[float], worst: list[float]
 ) -> None:
     """In float32: batches of 12, 12 and 3 images.
 
@@ -95,6 +95,5 @@ def test_from_serials_weights_loss_and_gradients_are_serials(
     for name, run in found.items():
         assert run["images"] == serial["images"], name
         np.testing.assert_allclose(run["losses"], serial["losses"], rtol=1e-5, err_msg=name)
-        assert np.less(run["apart"], limits).all(), f"{name}: {run['apart']}"
-        worst = [10 * limit if limit > 1e-5 else limit for limit in limits]
+        assert np.less(run["apart"], apart).all(), f"{name}: {run['apart']}"
         assert np.less(run["worst"], worst).all(), f"{name}: {run['worst']}"

@@ -63,11 +63,9 @@ def run(options: Options, world: World) -> Findings:
     """Measure in turns; the findings are whole on rank 0. Collective."""
     torch.set_num_threads(1)
     runs = {OURS: _run(0, "serial", "none", 1, options, world)}
-    apart = None
     if world.size > 1:
         comm = "gloo" if missing() else "pneumo"
         runs[_together(world)] = _run(1, "ddp", comm, world.size, options, world)
-        apart = _part_of(runs[OURS], world)
     for one in runs.values():
         world.first(one.ranks)
     wanted = [(one.comm, one.ranks) for one in runs.values() if one.comm != "none"]
@@ -79,7 +77,7 @@ def run(options: Options, world: World) -> Findings:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pneumo-")))
             data = write_data_set(folder, options.size)
             rival = stack.enter_context(Rival(data, size=options.size, batch=options.global_batch))
-        found = _measure(runs, apart, rival, options, world, groups)
+        found = _measure(runs, rival, options, world, groups)
     groups.close()
     findings = Findings({**facts(world, horovod=False), "size": options.size, "global_batch": options.global_batch})
     if world.rank == 0:
@@ -107,14 +105,15 @@ def _apart(world: World) -> str:
 
 
 def _measure(
-    runs: dict[str, Run], apart: Run | None, rival: Rival | None, options: Options, world: World, groups: Groups
+    runs: dict[str, Run], rival: Rival | None, options: Options, world: World, groups: Groups
 ) -> dict[str, Any]:
     """Train a block of each in turns; returns by name (rounds, 2) milliseconds of a step. Collective."""
     say, (store, split) = Progress(world), pictures(IMAGES)
     study = Study(model="yolo", size=options.size, global_batch=options.global_batch, threads=1)
     trainings = {name: Training(one, study, store, split, world, groups) for name, one in runs.items()}
-    if apart is not None:
-        trainings[_apart(world)] = Training(apart, study, store, split, cast("World", _Alone(world)), groups)
+    if world.size > 1:
+        part = _part_of(runs[OURS], world)
+        trainings[_apart(world)] = Training(part, study, store, split, cast("World", _Alone(world)), groups)
     variants: dict[str, Callable[[], Times]] = {
         name: lambda training=training: _block(training)  # type: ignore[misc]
         for name, training in trainings.items()
