@@ -20,13 +20,13 @@ JOB = HERE / "comm_collectives_job.py"
 ALONE = "unwritable"  # a module whose failure is a crash, which would take the other checks' world with it
 BITS = "tensors.check_bits_are_the_same_on_every_rank_and_every_time"
 
-# The number of ranks of each world, and what differs from the defaults in it: how ranks find the memory and wait, and
-# chunks so small that whatever does not fit into one line has many of them.
+# The number of ranks of each world, and what differs from the defaults in it: how ranks find the memory, fill it and
+# wait, and chunks so small that whatever does not fit into one line has many of them.
 WORLDS = {
     1: {},
     2: {},
     3: {"PNEUMO_COMM_SHM": "posix", "PNEUMO_COMM_SPIN_US": "100"},
-    4: {},
+    4: {"PNEUMO_COMM_STORES": "streamed"},
     7: {"PNEUMO_COMM_CHUNK": "16K", "PNEUMO_COMM_ONE_SHOT": "1K"},
 }
 TIMEOUT_S = 900

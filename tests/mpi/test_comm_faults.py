@@ -593,6 +593,16 @@ SETTINGS = (
     *(f"PNEUMO_COMM_CHUNK={value}" for value in ("big", "1KM", "100")),
     *(f"PNEUMO_COMM_ONE_SHOT={value}" for value in ("-5", "8")),
     *(f"PNEUMO_COMM_SPIN_US={value}" for value in ("soon", "5 ms", "-1")),
+    "PNEUMO_COMM_STORES=nt",
+)
+GOOD_SETTINGS = (
+    "BYTES=1M",
+    "BYTES=400000",
+    "CHUNK=64K",
+    "ONE_SHOT=1K",
+    "SPIN_US=0",
+    "STORES=cached",
+    "STORES=streamed",
 )
 
 
@@ -608,7 +618,7 @@ def test_a_bad_setting_is_refused_by_name(faults: Faults, setting: str) -> None:
         assert value in text or value == "100", text
 
 
-@pytest.mark.parametrize("setting", ["BYTES=1M", "BYTES=400000", "CHUNK=64K", "ONE_SHOT=1K", "SPIN_US=0"])
+@pytest.mark.parametrize("setting", GOOD_SETTINGS)
 def test_a_good_setting_is_taken(faults: Faults, setting: str) -> None:
     found = faults("good_settings")
     assert_ended(found)

@@ -202,8 +202,8 @@ void one(Rank& rank, int me, int size, int n, Kind kind, size_t count, int root,
     }
 }
 
-void random_collectives(int size, int rounds, Patience patience) {
-    World world(size, {.one_shot_bytes = 256, .chunk_bytes = 4096, .channel_bytes = 256}, patience);
+void random_collectives(int size, int rounds, Patience patience, Stores stores = Stores::MEASURED) {
+    World world(size, {.one_shot_bytes = 256, .chunk_bytes = 4096, .channel_bytes = 256, .stores = stores}, patience);
     world.each([&](Rank& rank, int me) {
         std::mt19937 random(7);  // the same on every rank
         for (int n = 0; n < rounds; ++n) {
@@ -383,8 +383,9 @@ void leaving() {
 int main() {
     const Patience spinning{std::chrono::microseconds(200), std::chrono::microseconds(50)};
     for (const int size : {1, 2, 3, 4, 7}) {
-        random_collectives(size, 200, {});
+        random_collectives(size, 300, {});
         random_collectives(size, 100, spinning);
+        random_collectives(size, 100, spinning, Stores::STREAMED);
         in_flight(size);
         messages(size);
     }

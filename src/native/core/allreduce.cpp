@@ -35,22 +35,25 @@ struct Group::Allreduce {
 
     /// What other ranks reduce of a round goes to my slot.
     void copy_in(size_t round) {
+        const StoreChoice::Watch watch(group.choice_, group.round_ + round);
         const std::byte* from = at(in, cut.begin(round) * element);
-        std::byte* to = group.slot(group.rank_, group.round_ + round);
+        const Slot slot = group.my_slot(group.round_ + round);
         const size_t begin = cut.part(round, me) * element, end = cut.part(round, me + 1) * element;
-        transfer(to, from, begin);
-        transfer(to + end, from + end, cut.size(round) * element - end);
+        slot.put(0, from, begin);
+        slot.put(end, from + end, cut.bytes(round) - end);
     }
 
-    /// My part comes from everybody's slot, and goes to my output and my slot.
+    /// My part comes from everybody's slot, and goes to my output and from there, in cache, to my slot.
     void reduce_mine(size_t round) {
+        const StoreChoice::Watch watch(group.choice_, group.round_ + round);
+        const Slot mine = group.my_slot(group.round_ + round);
         const size_t offset = cut.begin(round) * element, end = cut.part(round, me + 1) * element;
         for (size_t tile = cut.part(round, me) * element; tile < end; tile += kTile) {
             const size_t bytes = std::min(kTile, end - tile);
             const auto slot = [&](size_t k) { return group.slot(static_cast<int>(k), group.round_ + round) + tile; };
             for (size_t k = 0; k < ranks; ++k) sources[k] = k == me ? at(in, offset + tile) : slot(k);
-            reduce(slot(me), sources.data(), group.size_, bytes / element, scale);
-            transfer(at(out, offset + tile), slot(me), bytes);
+            reduce(at(out, offset + tile), sources.data(), group.size_, bytes / element, scale);
+            mine.put(tile, at(out, offset + tile), bytes);
         }
     }
 
@@ -65,6 +68,7 @@ struct Group::Allreduce {
     }
 
     void copy_out(size_t round) {
+        const StoreChoice::Watch watch(group.choice_, group.round_ + round);
         take(round, [&](size_t k) { return group.slot(static_cast<int>(k), group.round_ + round); });
     }
 
@@ -108,6 +112,7 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
         if (round < rounds) {
             Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
             co_await operation.until(free);
+            enter(round_ + round, work.cut.bytes(round));
             if (round > 0 || place == 0) work.copy_in(round);
             filled[round % 2] = round == 0 ? arrive(call, &place, sizeof(place)) : say(FILLED);
         }

@@ -9,16 +9,21 @@
 namespace pneumo {
 
 template <class Fill, class Consume, class Direct>
-Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume,
+Task Group::exchange(Operation& operation, const Call& call, const Cut& cut, int filler, Fill fill, Consume consume,
                      uint64_t place, Direct direct) {
     const bool fills = filler < 0 || filler == rank_;
+    const auto fill_slot = [&](size_t round) {
+        const StoreChoice::Watch watch(choice_, round_ + round);
+        fill(round, my_slot(round_ + round));
+    };
     std::vector<const std::byte*> places;
     Step filled[2];
-    for (size_t round = 0; round <= rounds; ++round) {
-        if (round < rounds) {
+    for (size_t round = 0; round <= cut.rounds; ++round) {
+        if (round < cut.rounds) {
             Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
             co_await operation.until(free);
-            if (fills && (round > 0 || place == 0)) fill(round, slot(rank_, round_ + round));
+            enter(round_ + round, cut.bytes(round));
+            if (fills && (round > 0 || place == 0)) fill_slot(round);
             if (round > 0) {
                 filled[round % 2] = open(FILLED, filler);
                 if (fills) contribute(filled[round % 2]);
@@ -28,7 +33,7 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
             // The arrival tells at once that the first slot is filled, or where the data lies.
             Reached all(*this, arrive(call, &place, sizeof(place)));
             co_await operation.until(all);
-            co_await settle(operation, place, places, [&] { fill(0, slot(rank_, round_)); });
+            co_await settle(operation, place, places, [&] { fill_slot(0); });
             if (!places.empty()) {
                 direct(places);
                 co_await release_all(operation);
@@ -40,16 +45,19 @@ Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int 
             Reached full(*this, filled[(round - 1) % 2]);
             co_await operation.until(full);
         }
-        consume(round - 1, round_ + round - 1);
+        {
+            const StoreChoice::Watch watch(choice_, round_ + round - 1);
+            consume(round - 1, round_ + round - 1);
+        }
         drained_[(round_ + round - 1) % Layout::kDepth] = say(DRAINED);
     }
-    round_ += rounds;
+    round_ += cut.rounds;
 }
 
 template <class Fill, class Consume>
-Task Group::exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume) {
+Task Group::exchange(Operation& operation, const Call& call, const Cut& cut, int filler, Fill fill, Consume consume) {
     const auto direct = [](const std::vector<const std::byte*>&) {};
-    return exchange(operation, call, rounds, filler, std::move(fill), std::move(consume), uint64_t{0}, direct);
+    return exchange(operation, call, cut, filler, std::move(fill), std::move(consume), uint64_t{0}, direct);
 }
 
 Task Group::all_have(Operation& operation, Stage stage) {
@@ -69,8 +77,8 @@ Task Group::reduce(Operation& operation, Call call, const void* in, void* out, D
     const Cut cut(call.count, element, tuning_.chunk_bytes, 1);
     const bool root = call.root == rank_;
     std::vector<const void*> sources(static_cast<size_t>(size_));
-    const auto fill = [&](size_t round, std::byte* to) {
-        if (!root) transfer(to, at(in, cut.begin(round) * element), cut.size(round) * element);
+    const auto fill = [&](size_t round, Slot mine) {
+        if (!root) mine.put(0, at(in, cut.begin(round) * element), cut.size(round) * element);
     };
     const auto consume = [&](size_t round, uint64_t number) {
         if (!root) return;
@@ -79,7 +87,7 @@ Task Group::reduce(Operation& operation, Call call, const void* in, void* out, D
         }
         reduce(at(out, cut.begin(round) * element), sources.data(), size_, cut.size(round), scale);
     };
-    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+    co_await exchange(operation, call, cut, -1, fill, consume);
 }
 
 Task Group::reduce_scatter(Operation& operation, Call call, std::vector<const void*> in, void* out, DType dtype,
@@ -90,9 +98,9 @@ Task Group::reduce_scatter(Operation& operation, Call call, std::vector<const vo
     const size_t share = tuning_.chunk_bytes / ranks / 64 * 64;  // of a slot, for each rank that reads it
     const Cut cut(call.count, element, share, 1);
     std::vector<const void*> sources(ranks);
-    const auto fill = [&](size_t round, std::byte* to) {
+    const auto fill = [&](size_t round, Slot mine) {
         for (size_t k = 0; k < ranks; ++k) {
-            if (k != me) transfer(to + k * share, at(in[k], cut.begin(round) * element), cut.size(round) * element);
+            if (k != me) mine.put(k * share, at(in[k], cut.begin(round) * element), cut.size(round) * element);
         }
     };
     const auto consume = [&](size_t round, uint64_t number) {
@@ -110,7 +118,7 @@ Task Group::reduce_scatter(Operation& operation, Call call, std::vector<const vo
     bool whole = true;  // one tensor, cut into equal parts
     for (size_t k = 0; k < ranks; ++k) whole &= in[k] == at(in[0], k * bytes);
     const uint64_t place = whole ? place_of(in[0], ranks * bytes) : 0;
-    co_await exchange(operation, call, cut.rounds, -1, fill, consume, place, direct);
+    co_await exchange(operation, call, cut, -1, fill, consume, place, direct);
 }
 
 Task Group::broadcast(Operation& operation, Call call, void* data, size_t bytes) {
@@ -124,11 +132,11 @@ Task Group::broadcast(Operation& operation, Call call, void* data, size_t bytes)
         co_return;
     }
     const Cut cut(bytes, 1, tuning_.chunk_bytes, 1);
-    const auto fill = [&](size_t round, std::byte* to) { transfer(to, at(data, cut.begin(round)), cut.size(round)); };
+    const auto fill = [&](size_t round, Slot mine) { mine.put(0, at(data, cut.begin(round)), cut.size(round)); };
     const auto consume = [&](size_t round, uint64_t number) {
         if (!root) transfer(at(data, cut.begin(round)), slot(call.root, number), cut.size(round));
     };
-    co_await exchange(operation, call, cut.rounds, call.root, fill, consume);
+    co_await exchange(operation, call, cut, call.root, fill, consume);
 }
 
 Task Group::allgather(Operation& operation, Call call, const void* in, std::vector<void*> out, size_t bytes) {
@@ -141,7 +149,7 @@ Task Group::allgather(Operation& operation, Call call, const void* in, std::vect
         co_return;
     }
     const Cut cut(bytes, 1, tuning_.chunk_bytes, 1);
-    const auto fill = [&](size_t round, std::byte* to) { transfer(to, at(in, cut.begin(round)), cut.size(round)); };
+    const auto fill = [&](size_t round, Slot mine) { mine.put(0, at(in, cut.begin(round)), cut.size(round)); };
     const auto consume = [&](size_t round, uint64_t number) {
         for (int k = 0; k < size_; ++k) {
             const void* from = k == rank_ ? at(in, cut.begin(round)) : slot(k, number);
@@ -151,15 +159,15 @@ Task Group::allgather(Operation& operation, Call call, const void* in, std::vect
     const auto direct = [&](const std::vector<const std::byte*>& places) {
         for (size_t k = 0; k < out.size(); ++k) transfer(out[k], places[k], bytes);
     };
-    co_await exchange(operation, call, cut.rounds, -1, fill, consume, place_of(in, bytes), direct);
+    co_await exchange(operation, call, cut, -1, fill, consume, place_of(in, bytes), direct);
 }
 
 Task Group::gather(Operation& operation, Call call, const void* in, std::vector<void*> out, size_t bytes) {
     const Turn turn(*this);
     const bool root = call.root == rank_;
     const Cut cut(bytes, 1, tuning_.chunk_bytes, 1);
-    const auto fill = [&](size_t round, std::byte* to) {
-        if (!root) transfer(to, at(in, cut.begin(round)), cut.size(round));
+    const auto fill = [&](size_t round, Slot mine) {
+        if (!root) mine.put(0, at(in, cut.begin(round)), cut.size(round));
     };
     const auto consume = [&](size_t round, uint64_t number) {
         if (!root) return;
@@ -168,7 +176,7 @@ Task Group::gather(Operation& operation, Call call, const void* in, std::vector<
             transfer(at(out[static_cast<size_t>(k)], cut.begin(round)), from, cut.size(round));
         }
     };
-    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+    co_await exchange(operation, call, cut, -1, fill, consume);
 }
 
 Task Group::scatter(Operation& operation, Call call, std::vector<const void*> in, void* out, size_t bytes) {
@@ -176,15 +184,15 @@ Task Group::scatter(Operation& operation, Call call, std::vector<const void*> in
     const bool root = call.root == rank_;
     const size_t ranks = static_cast<size_t>(size_), share = tuning_.chunk_bytes / ranks / 64 * 64;
     const Cut cut(bytes, 1, share, 1);
-    const auto fill = [&](size_t round, std::byte* to) {
-        for (size_t k = 0; k < ranks; ++k) transfer(to + k * share, at(in[k], cut.begin(round)), cut.size(round));
+    const auto fill = [&](size_t round, Slot mine) {
+        for (size_t k = 0; k < ranks; ++k) mine.put(k * share, at(in[k], cut.begin(round)), cut.size(round));
     };
     const auto consume = [&](size_t round, uint64_t number) {
         const std::byte* from = slot(call.root, number) + static_cast<size_t>(rank_) * share;
         transfer(at(out, cut.begin(round)), root ? at(in[static_cast<size_t>(rank_)], cut.begin(round)) : from,
                  cut.size(round));
     };
-    co_await exchange(operation, call, cut.rounds, call.root, fill, consume);
+    co_await exchange(operation, call, cut, call.root, fill, consume);
 }
 
 Task Group::alltoall(Operation& operation, Call call, std::vector<const void*> in, std::vector<size_t> in_bytes,
@@ -218,9 +226,9 @@ Task Group::alltoall(Operation& operation, Call call, std::vector<const void*> i
     const auto length = [&](size_t round, size_t bytes) {
         return cut.begin(round) < bytes ? std::min(cut.size(round), bytes - cut.begin(round)) : 0;
     };
-    const auto fill = [&](size_t round, std::byte* to) {
+    const auto fill = [&](size_t round, Slot mine) {
         for (size_t k = 0; k < ranks; ++k) {
-            if (k != me) transfer(to + k * share, at(in[k], cut.begin(round)), length(round, in_bytes[k]));
+            if (k != me) mine.put(k * share, at(in[k], cut.begin(round)), length(round, in_bytes[k]));
         }
     };
     const auto consume = [&](size_t round, uint64_t number) {
@@ -231,7 +239,7 @@ Task Group::alltoall(Operation& operation, Call call, std::vector<const void*> i
     };
     if (cut.rounds == 0) co_return;
     ++sequence_;
-    co_await exchange(operation, call, cut.rounds, -1, fill, consume);
+    co_await exchange(operation, call, cut, -1, fill, consume);
 }
 
 Task Group::barrier(Operation& operation, Call call) {

@@ -55,6 +55,7 @@ Tuning Tuning::fit(Tuning wished, int size, size_t limit, bool arenas) {
                                              std::to_string(one_shot));
     }
     Tuning fitted;
+    fitted.stores = wished.stores;
     // Three eighths at most for messages between pairs of ranks, an eighth for small calls, the rest for the slots.
     const size_t pair = limit * 3 / 8 / (ranks * ranks);
     const size_t header = align(sizeof(Group::Channel));
@@ -95,6 +96,7 @@ Group::Group(Engine& engine, std::byte* memory, int rank, std::vector<Member> me
       tuning_(tuning),
       layout_(tuning, size_),
       patience_(patience),
+      choice_(tuning.stores),
       arena_(memory + layout_.arenas + static_cast<size_t>(rank) * layout_.arena_stride, layout_.arena_stride),
       pairs_(static_cast<size_t>(size_)) {}
 
@@ -109,6 +111,10 @@ std::byte* Group::small(int rank) const {
 std::byte* Group::slot(int rank, uint64_t round) const {
     return memory_ + layout_.slots +
            (static_cast<size_t>(rank) * Layout::kDepth + round % Layout::kDepth) * layout_.slot_stride;
+}
+
+void Group::enter(uint64_t round, size_t bytes) {
+    choice_.enter(round, bytes, rank_, size_, [this](int rank) -> StoreChoice::Costs& { return state(rank).costs; });
 }
 
 Group::Channel& Group::channel(int from, int to) const {

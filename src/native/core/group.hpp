@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "communicator.hpp"
+#include "stores.hpp"
 
 namespace pneumo {
 
@@ -13,6 +14,7 @@ struct Tuning {
     size_t one_shot_bytes = 16 << 10;  // up to here every rank reads everybody's data at once
     size_t chunk_bytes = 256 << 10;    // of a rank and round, beyond
     size_t channel_bytes = 64 << 10;   // of a point-to-point message's piece
+    Stores stores = Stores::MEASURED;  // how slots are written
     size_t arena_bytes = 0;            // of a rank's arena, for tensors that live in the shared memory
 
     /// Fit into `limit` bytes for `size` ranks, the arenas taking what is left, if `arenas`; throws Error where that is
@@ -102,6 +104,10 @@ class Group final : public Communicator {
     RankState& state(int rank) const;
     std::byte* small(int rank) const;
     std::byte* slot(int rank, uint64_t round) const;
+    /// This rank's slot, to be written.
+    Slot my_slot(uint64_t round) const { return {slot(rank_, round), choice_.streamed(round)}; }
+    /// Enter a round, in which `bytes` pass through a slot.
+    void enter(uint64_t round, size_t bytes);
     Channel& channel(int from, int to) const;
     /// Where a buffer lies in the shared memory, if it lies in this rank's arena; else 0.
     uint64_t place_of(const void* data, size_t bytes) const;
@@ -138,13 +144,13 @@ class Group final : public Communicator {
     void read_answers(int to);
     std::string describe() const;
 
-    /// Run `rounds` rounds in which ranks fill their slots and then read those of others; `filler`: who fills, -1 all.
-    /// If every rank's data has a place in its arena, `direct` reads all of it there instead.
+    /// Run the rounds of a cut, in which ranks fill their slots and then read those of others; `filler`: who fills, -1
+    /// all. If every rank's data has a place in its arena, `direct` reads all of it there instead.
     template <class Fill, class Consume, class Direct>
-    Task exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume,
+    Task exchange(Operation& operation, const Call& call, const Cut& cut, int filler, Fill fill, Consume consume,
                   uint64_t place, Direct direct);
     template <class Fill, class Consume>
-    Task exchange(Operation& operation, const Call& call, size_t rounds, int filler, Fill fill, Consume consume);
+    Task exchange(Operation& operation, const Call& call, const Cut& cut, int filler, Fill fill, Consume consume);
     /// All-reduce of tensors that lie in arenas, at `places`, after the arrival.
     Task allreduce_in_place(Operation& operation, Allreduce& work, const std::vector<const std::byte*>& places);
     /// After an arrival with `place`: `places` become those of all ranks' data if all lie in arenas, else none; `fill`
@@ -172,6 +178,7 @@ class Group final : public Communicator {
     Tuning tuning_;
     Layout layout_;
     Patience patience_;
+    StoreChoice choice_;
     Lane lane_;
     Arena arena_;
     std::atomic<uint64_t> sequence_{0}, ended_{0};  // collectives begun and ended

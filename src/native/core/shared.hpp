@@ -18,8 +18,9 @@ struct alignas(64) Group::RankState {
     enum : uint32_t { PRESENT = 0, LEFT = 1, ABORTED = 2 };
     std::atomic<uint32_t> presence;
     std::array<std::atomic<uint64_t>, kStages> position;  // one past the last step contributed to, for each stage
+    StoreChoice::Costs costs;
     uint64_t given_up;  // the first collective that this rank did not finish; written before ABORTED, like the reason
-    char reason[440];
+    char reason[432];
 };
 
 /// Notes from one rank to another, in order; one writes and one reads.

@@ -88,10 +88,20 @@ Segment::Kind wished_kind() {
     return kind == "memfd" ? Segment::Kind::MEMFD : Segment::Kind::POSIX;
 }
 
+Stores wished_stores() {
+    const char* text = std::getenv("PNEUMO_COMM_STORES");
+    const std::string way = text == nullptr ? "measured" : text;
+    if (way == "measured") return Stores::MEASURED;
+    if (way == "cached") return Stores::CACHED;
+    if (way == "streamed") return Stores::STREAMED;
+    throw Error(Error::Kind::SYSTEM, "PNEUMO_COMM_STORES is \"" + way + "\", and may be measured, cached or streamed");
+}
+
 Tuning wished_tuning() {
     Tuning tuning;
     tuning.chunk_bytes = setting("PNEUMO_COMM_CHUNK", tuning.chunk_bytes);
     tuning.one_shot_bytes = setting("PNEUMO_COMM_ONE_SHOT", tuning.one_shot_bytes);
+    tuning.stores = wished_stores();
     return tuning;
 }
 
@@ -155,7 +165,7 @@ std::shared_ptr<Group> share_memory(Board& board, Engine& engine, Segment& segme
                     text << "\n"
                          << segment.handle() << "\n"
                          << tuning.one_shot_bytes << " " << tuning.chunk_bytes << " " << tuning.channel_bytes << " "
-                         << tuning.arena_bytes;
+                         << tuning.arena_bytes << " " << static_cast<int>(tuning.stores);
                 } catch (const Error& error) {
                     board.write(attempt, error.what());
                     throw;
@@ -165,7 +175,10 @@ std::shared_ptr<Group> share_memory(Board& board, Engine& engine, Segment& segme
                 const auto text = lines(board.read(attempt, mine[0]));
                 if (!text[0].empty()) throw Error(Error::Kind::SYSTEM, text[0]);
                 std::istringstream numbers(text[2]);
-                numbers >> tuning.one_shot_bytes >> tuning.chunk_bytes >> tuning.channel_bytes >> tuning.arena_bytes;
+                int stores = 0;
+                numbers >> tuning.one_shot_bytes >> tuning.chunk_bytes >> tuning.channel_bytes >> tuning.arena_bytes >>
+                    stores;
+                tuning.stores = static_cast<Stores>(stores);
                 segment = Segment::open(text[1]);
             }
             for (const int member : mine) {

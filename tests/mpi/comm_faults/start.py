@@ -12,7 +12,9 @@ BAD = {
     "PNEUMO_COMM_CHUNK": ["big", "1KM", "100"],
     "PNEUMO_COMM_ONE_SHOT": ["-5", "8"],
     "PNEUMO_COMM_SPIN_US": ["soon", "5 ms", "-1"],
+    "PNEUMO_COMM_STORES": ["nt"],
 }
+GOOD = ("BYTES=1M", "BYTES=400000", "CHUNK=64K", "ONE_SHOT=1K", "SPIN_US=0", "STORES=cached", "STORES=streamed")
 
 
 @case
@@ -32,9 +34,10 @@ def bad_settings(me: Rank) -> None:
 @case
 def good_settings(me: Rank) -> None:
     """Every setting is taken, with and without a unit."""
-    for name, value in (("BYTES", "1M"), ("BYTES", "400000"), ("CHUNK", "64K"), ("ONE_SHOT", "1K"), ("SPIN_US", "0")):
+    for setting in GOOD:
+        name, value = setting.split("=")
         os.environ[f"PNEUMO_COMM_{name}"] = value
-        me.caught(f"{name}={value}", begin, me)
+        me.caught(setting, begin, me)
         if dist.is_initialized():
             dist.destroy_process_group()
         del os.environ[f"PNEUMO_COMM_{name}"]
