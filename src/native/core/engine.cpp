@@ -49,6 +49,17 @@ void Operation::end(std::exception_ptr error) {
     body_ = nullptr;  // frees what it captured
 }
 
+bool Operation::release() {
+    // Before `done`: whoever waited may end the group next, whose memory shall not wait for this thread to get on.
+    owner = nullptr;
+    // Both are cleared: they may own who owns the operation.
+    const auto last = std::exchange(on_end, nullptr);
+    const bool callback = last && last();
+    if (!callback) completed = nullptr;
+    done_.store(true, std::memory_order_release);
+    return callback;
+}
+
 Engine::Engine(Doorbell& doorbell) : doorbell_(doorbell) { add_thread(); }
 
 void Engine::add_thread() {
@@ -80,10 +91,7 @@ void Engine::submit(std::shared_ptr<Operation> operation, bool awaited) {
         std::lock_guard lock(mutex_);
         if (stopped_) {  // by a callback at the end of the process, say
             operation->end(stopped_by_);
-            if (const auto on_end = std::exchange(operation->on_end, nullptr)) on_end();
-            operation->completed = nullptr;
-            operation->owner = nullptr;
-            operation->done_.store(true, std::memory_order_release);
+            operation->release();
             return;
         }
         incoming_.push_back(std::move(operation));
@@ -235,13 +243,7 @@ void Engine::finish(std::shared_ptr<Operation> operation) {
         queue.pop_front();
         if (!queue.empty()) next = queue.front();
     }
-    // Before `done`: whoever waited may end the group next, whose memory shall not wait for this thread to get on.
-    operation->owner = nullptr;
-    // Both are cleared: they may own who owns the operation.
-    const auto on_end = std::exchange(operation->on_end, nullptr);
-    const bool callback = on_end && on_end();
-    if (!callback) operation->completed = nullptr;
-    operation->done_.store(true, std::memory_order_release);
+    const bool callback = operation->release();
     --pending_;
     if (wanted_ > 0) {
         // Taken and given back, so that nobody is between looking at `done` and going to sleep.

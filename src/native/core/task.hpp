@@ -143,7 +143,7 @@ class Operation {
     const std::shared_ptr<Life> life = std::make_shared<Life>();
     /// What must live until the operation is done, above all its lane.
     std::shared_ptr<void> owner;
-    /// Called by the engine, with its role: makes the end visible; true if `completed` has to be called afterwards.
+    /// Called by the engine, with its role, before it is done: true if `completed` has to be called afterwards.
     std::function<bool()> on_end;
     /// Called without the engine's role, so that it may wait for other operations.
     std::function<void()> completed;
@@ -167,6 +167,8 @@ class Operation {
     /// Run to the next wait; true when there is none: the operation has ended.
     bool advance();
     void end(std::exception_ptr error);
+    /// Make the end visible: `done` from here on. True if `completed` has to be called.
+    bool release();
 
     Body body_;
     Task task_;
