@@ -57,7 +57,8 @@ def test_the_map_is_that_of_the_results_own_metrics(tmp_path: Path, kind: str, r
     scores = np.array([max(b[:, 4], default=0.0) for b in boxes], np.float32)
     answered = shares(np.arange(IMAGES), scores, tuple(boxes), ranks)
     truths = answers.truths(table, {"calibrate": np.arange(IMAGES)})
-    found = [answers.rows(0, table, {"calibrate": one}) for one in answered]
+    person = np.arange(IMAGES) // 2
+    found = [answers.rows(0, table, {"calibrate": one}, person) for one in answered]
     ours = answers.map50(found, truths)
     result = ResultFolder.create(tmp_path, "main")
     for one in found:
@@ -66,6 +67,8 @@ def test_the_map_is_that_of_the_results_own_metrics(tmp_path: Path, kind: str, r
     result.add_truths(truths)
     result.flush()
     kept = load_detections(result.path)[0]["calibrate"]
+    assert kept.person is not None
+    assert np.unique(kept.person, return_counts=True)[1].tolist() == [2] * (IMAGES // 2)
     assert ours == detection_quality(kept, kept, draws=1).metrics["map50"]
     assert {"mixed": 0 < ours < 1, "none": ours == 0, "perfect": ours == 1}[kind]
 

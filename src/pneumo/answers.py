@@ -28,13 +28,20 @@ class Found:
     detections: Rows = field(default_factory=list)
 
 
-def rows(run: int, index: "pd.DataFrame", parts: "Mapping[str, Answered]") -> Found:
-    """Make the rows of a run's answers to each part of the split, which are positions in a store's index."""
+def rows(
+    run: int, index: "pd.DataFrame", parts: "Mapping[str, Answered]", person: NDArray[np.int64] | None = None
+) -> Found:
+    """Make the rows of a run's answers to each part of the split, which are positions in a store's index.
+
+    `person` is the split's: the number of each image's person, where they are known.
+    """
     found = Found()
     for part, answered in parts.items():
         images = list(index.iloc[answered.positions].itertuples())
-        for image, score in zip(images, answered.answers.scores, strict=True):
-            found.predictions.append({"run": run, "part": part, "score": float(score), **_about(image)})
+        people = [None] * len(images) if person is None else person[answered.positions].tolist()
+        for image, score, who in zip(images, answered.answers.scores, people, strict=True):
+            about = {"run": run, "part": part, "score": float(score), "person": who}
+            found.predictions.append(about | _about(image))
         for image, boxes in zip(images, answered.answers.boxes, strict=bool(answered.answers.boxes)):
             pixels, scored = in_pixels(boxes, image.rows, image.columns)
             found.detections.extend(detection_rows(run, image.patient, part, pixels, scored, image.boxes))

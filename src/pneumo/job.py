@@ -229,7 +229,9 @@ class Job:
             rows, parts = training.evaluate(block)
             self._keep(training, rows)
             sizes = training.comm.gather(training.sizes())
-            gathered = training.comm.gather(answers.rows(training.run.run, self._store.index, parts))
+            gathered = training.comm.gather(
+                answers.rows(training.run.run, self._store.index, parts, self._split.person)
+            )
             if training.comm.rank == 0:
                 largest = max(s.state_bytes for s in sizes)
                 peak = max(s.step_peak_bytes for s in sizes)

@@ -87,6 +87,11 @@ def test_images_of_a_person_stay_together(seed: int, people: int) -> None:
     persons = [{mapping.get(patient, patient) for patient in part} for part in found]
     assert sum(map(len, persons)) == len(set.union(*persons))
     assert sum(map(len, found)) == 180
+    numbers = split(index, seed=seed, subset="all", mapping=mapping).person
+    assert numbers is not None
+    whose = [mapping.get(patient, patient) for patient in index["patient"]]
+    assert len(set(numbers.tolist())) == len(set(whose)) == len(set(zip(numbers.tolist(), whose, strict=True)))
+    assert split(index, seed=seed, subset="all").person is None
 
 
 def test_mapping_of_one_image_a_person_keeps_the_sizes() -> None:

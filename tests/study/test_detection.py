@@ -21,7 +21,7 @@ from pictures import (
 from sklearn.metrics import roc_auc_score
 
 from pneumo.study.boxes import Detections
-from pneumo.study.curves import RATES, RECALLS, resamples
+from pneumo.study.curves import RATES, RECALLS
 from pneumo.study.detection import (
     METRICS,
     NO_THRESHOLD,
@@ -32,6 +32,7 @@ from pneumo.study.detection import (
     measure,
     rsna_scores,
 )
+from pneumo.study.statistics import resamples
 
 A, B = (0, 0, 10, 10), (10, 0, 10, 10)
 FAR = (500, 500, 10, 10)
@@ -246,7 +247,7 @@ def test_weights_are_copies_of_images(seed: int) -> None:
     d = detections(drawn_pictures(12, seed))
     # No ties: two copies of an image take turns where one of weight two comes at once.
     d = replace(d, score=rng.permutation(d.score.size) / max(d.score.size, 1))
-    weights = resamples(12, seed=seed, draws=3)
+    weights = resamples(range(12), seed=seed, draws=3)
     found = measure(d, 0.5, weights)
     for column in range(3):
         copies = np.repeat(np.arange(12), weights[:, column])
@@ -260,14 +261,6 @@ def test_weights_are_copies_of_images(seed: int) -> None:
         assert {name: values[column] for name, values in found.items()} == pytest.approx(
             expected, abs=1e-12, nan_ok=True
         )
-
-
-def test_resamples_hold_as_many_images_and_each_as_often() -> None:
-    weights = resamples(50, seed=1, draws=2000)
-    assert weights.shape == (50, 2000)
-    assert (weights.sum(axis=0) == 50).all()
-    assert weights.mean(axis=1) == pytest.approx(1.0, abs=5 / np.sqrt(2000))
-    assert weights.var() == pytest.approx(1 - 1 / 50, abs=0.05)
 
 
 def shuffled(d: Detections, seed: int) -> Detections:
@@ -298,6 +291,24 @@ def test_quality_has_all_metrics_and_intervals_around_them() -> None:
         assert 0 <= low <= value <= high <= 1, name
     assert found == detection_quality(validate, calibrate)
     assert found.intervals["map50"] != detection_quality(validate, calibrate, seed=1).intervals["map50"]
+
+
+def test_images_of_one_person_count_as_one_in_an_interval() -> None:
+    """Three times the same pictures say no more than the pictures once, if it is known whose they are."""
+    rng, n = np.random.default_rng(0), 200
+    right = rng.random(n) < 0.7
+    scores = np.where(right, 0.6, 0.4) + rng.normal(0, 0.15, n)
+    pictures = [Picture([A if right[i] else FAR], [scores[i]], [A] if right[i] or i % 2 else []) for i in range(n)]
+    once_each, thrice, calibrate = detections(pictures), detections(pictures * 3), detections(pictures[:50])
+    single = detection_quality(replace(once_each, person=np.arange(n)), calibrate)
+    known = detection_quality(replace(thrice, person=np.tile(np.arange(n), 3)), calibrate)
+    unknown = detection_quality(thrice, calibrate)
+    assert known.metrics == unknown.metrics
+    assert known.intervals.keys() == single.intervals.keys() == unknown.intervals.keys()
+    for name in ("recall", "precision", "auc", "rsna_map"):
+        (low, high), (narrow_low, narrow_high) = known.intervals[name], unknown.intervals[name]
+        assert (low, high) == pytest.approx(single.intervals[name], abs=1e-12)
+        assert high - low == pytest.approx(np.sqrt(3) * (narrow_high - narrow_low), rel=0.15)
 
 
 def test_an_interval_is_as_wide_as_the_spread_of_new_pictures() -> None:

@@ -122,13 +122,35 @@ def test_the_bootstrap_is_seeded() -> None:
     assert first["brier"] != other["brier"]
 
 
+@pytest.mark.parametrize("right", [0.8, 1.0])
+def test_images_of_one_person_count_as_one_in_an_interval(right: float) -> None:
+    """Three times the same answers say no more than the answers once, if it is known whose they are."""
+    rng, n = np.random.default_rng(1), 150
+    labels = rng.integers(2, size=n)
+    scores = np.where(rng.random(n) < right, labels, 1 - labels) * 0.5 + rng.random(n) / 2
+
+    def intervals(times: int, person: np.ndarray | None) -> dict[str, tuple[float, float]]:
+        answers = np.tile(labels, times), np.tile(scores, times)
+        return quality(*answers, threshold=0.5, natural_prevalence=0.2, person=person).intervals
+
+    known, unknown, single = intervals(3, np.tile(np.arange(n), 3)), intervals(3, None), intervals(1, None)
+    assert known.keys() == unknown.keys() == single.keys()
+    for name, (low, high) in known.items():
+        assert high > low or right == 1.0, name
+        if low > 0 and high < 1:
+            assert high - low > 1.4 * (unknown[name][1] - unknown[name][0]), name
+            assert high - low == pytest.approx(single[name][1] - single[name][0], rel=0.2), name
+    if right == 1.0:
+        assert known["sensitivity"] == single["sensitivity"]
+
+
 def predictions(n: int, seed: int = 0) -> Predictions:
     rng = np.random.default_rng(seed)
     label = np.arange(n) % 2
     view = np.array([("PA", "AP", None)[i % 3] for i in range(n)], dtype=object)
     sex = np.array(["F" if i < 15 else "M" for i in range(n)], dtype=object)
     age = np.where(np.arange(n) < 5, np.nan, rng.integers(1, 99, size=n))
-    return Predictions(np.arange(n), label, rng.random(n), view, sex, age)
+    return Predictions(np.arange(n), label, rng.random(n), np.full(n, np.nan), view, sex, age)
 
 
 def test_subgroups_are_those_that_are_large_enough() -> None:

@@ -69,7 +69,17 @@ def test_columns_are_those_of_the_contract() -> None:
     names = "run block rank step seq group op dtype bytes backend enqueued_ns started_ns finished_ns"
     assert table_schema("collectives").names == [*names.split(), "wait_begin_ns", "wait_end_ns", "bound"]
     assert table_schema("spans").names == ["run", "rank", "step", "phase", "begin_ns", "end_ns"]
-    assert table_schema("predictions").names == ["run", "patient", "part", "label", "score", "view", "sex", "age"]
+    assert table_schema("predictions").names == [
+        "run",
+        "patient",
+        "part",
+        "label",
+        "score",
+        "view",
+        "sex",
+        "age",
+        "person",
+    ]
     sides = ["x", "y", "width", "height"]
     columns = ["run", "patient", "part", "score", *sides, "hits_coco", "hits_rsna"]
     assert table_schema("detections").names == columns
@@ -217,6 +227,14 @@ def put(column: str, row: int, value: Any, kind: pa.DataType | None = None) -> D
         return table.set_column(i, column, pa.array(values, kind or table.schema.field(i).type))
 
     return damage
+
+
+def test_a_result_of_an_earlier_version_knows_no_persons(tmp_path: Path) -> None:
+    path = synthetic.write_result(tmp_path)
+    table = pq.read_table(path / "predictions.parquet")
+    pq.write_table(table.drop_columns(["person"]), path / "predictions.parquet")
+    assert load_table(path, "predictions").column("person").null_count == table.num_rows > 0
+    assert [row.metrics["n"] for row in summarize(path).rows if row.metrics]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,36 @@ from pneumo.study import statistics as s
 finite = st.floats(-1e3, 1e3).map(lambda x: round(x, 3))
 
 
+def test_resamples_hold_as_many_items_and_each_as_often() -> None:
+    weights = s.resamples(range(50), seed=1, draws=2000)
+    assert weights.shape == (50, 2000)
+    assert (weights.sum(axis=0) == 50).all()
+    assert weights.mean(axis=1) == pytest.approx(1.0, abs=5 / np.sqrt(2000))
+    assert weights.var() == pytest.approx(1 - 1 / 50, abs=0.05)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=12))
+def test_a_group_is_drawn_with_all_its_items(groups: list[int]) -> None:
+    weights = s.resamples(groups, seed=2, draws=20)
+    for group in set(groups):
+        assert len({tuple(row) for row, member in zip(weights.tolist(), groups, strict=True) if member == group}) == 1
+    firsts = [groups.index(group) for group in set(groups)]
+    assert (weights[firsts].sum(axis=0) == len(firsts)).all()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=12))
+def test_the_auc_of_a_resample_is_that_of_so_many_copies(items: list[tuple[bool, int, int]]) -> None:
+    labels, scores, times = (np.array(column) for column in zip(*items, strict=True))
+    weights = np.stack([times, np.ones_like(times)], axis=1)
+    found = s.resampled_auc(labels, scores, weights.astype(np.int32))
+    for value, copies in zip(found.tolist(), weights.T, strict=True):
+        truth = np.repeat(labels, copies)
+        if 0 < truth.sum() < truth.size:
+            assert value == pytest.approx(roc_auc_score(truth, np.repeat(scores, copies)), abs=1e-12)
+        else:
+            assert math.isnan(value)
+
+
 @pytest.mark.parametrize(("n", "confidence"), [(6, 0.96875), (7, 0.953125), (8, 0.9609375), (10, 0.951171875)])
 def test_exact_interval_has_the_tabulated_confidence(n: int, confidence: float) -> None:
     cut = s.signed_rank_cut(n)

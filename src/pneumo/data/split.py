@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Three disjoint sets of positions in the index, int64, ascending."""
+    """Three disjoint sets of positions in the index, int64, ascending.
+
+    person: int64, for each position of the index a number that is the same for images of one person; None where nothing
+    tells persons from images. It is a position itself, and says nothing of whom.
+    """
 
     train: npt.NDArray[np.int64]
     calibrate: npt.NDArray[np.int64]
     validate: npt.NDArray[np.int64]
+    person: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +68,18 @@ def split(
         patient = patients[position]
         known = mapping is not None and patient in mapping
         # An image's id and a person's are names of different things: a pair keeps them apart.
-        person = mapping[patient] if mapping is not None and known else patient
-        people.setdefault((known, person), []).append(position)
+        who = mapping[patient] if mapping is not None and known else patient
+        people.setdefault((known, who), []).append(position)
     groups = [
-        _Group(_rank(seed, person), max(labels[at] for at in positions), tuple(positions))
-        for (_, person), positions in people.items()
+        _Group(_rank(seed, who), max(labels[at] for at in positions), tuple(positions))
+        for (_, who), positions in people.items()
     ]
-    return _divided(groups, validate, calibrate)
+    person = None
+    if mapping is not None:
+        person = np.arange(len(index), dtype=np.int64)
+        for positions in people.values():
+            person[positions] = positions[0]
+    return replace(_divided(groups, validate, calibrate), person=person)
 
 
 def _divided(groups: Sequence[_Group], validate: float, calibrate: float) -> Split:

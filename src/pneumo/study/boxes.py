@@ -24,7 +24,8 @@ class Detections:
     """One run's d boxes on the n images of a part.
 
     image (d,) int: which of the n images; score (d,) float64; hits_coco (d, 10) bool and hits_rsna (d, 8) bool: what
-    each box finds (see `matching`); truths (n,) int: true boxes; positive (n,) bool: at least those that have some.
+    each box finds (see `matching`); truths (n,) int: true boxes; positive (n,) bool: at least those that have some;
+    person (n,): equal for images of one person, None if nothing tells persons from images.
     Boxes of one image are in the order in which they were given to the match; images come in any order.
     """
 
@@ -34,6 +35,7 @@ class Detections:
     hits_rsna: Array
     truths: Array
     positive: Array
+    person: Array | None = None
 
     def __post_init__(self) -> None:
         d, n = self.score.size, self.truths.size
@@ -41,6 +43,7 @@ class Detections:
         assert self.hits_coco.shape == (d, COCO_THRESHOLDS.size), "each box is matched by COCO's rule"
         assert self.hits_rsna.shape == (d, RSNA_THRESHOLDS.size), "each box is matched by the challenge's rule"
         assert self.positive.shape == (n,), "each image is positive or not"
+        assert self.person is None or self.person.shape == (n,), "each image is of a person"
         assert self.positive[self.truths > 0].all(), "an image with a true box is positive"
         assert np.isfinite(self.score).all(), "a score is a number"
         assert d == 0 or 0 <= self.image.min() <= self.image.max() < n, "an image is one of n"
@@ -50,6 +53,7 @@ class Detections:
         """From one run's rows of one part, its boxes and its answers, and the patients of that part's true boxes."""
         # Of a patient who occurs more than once the last label counts.
         label = dict(zip(known["patient"].tolist(), known["label"].tolist(), strict=True))
+        person = dict(zip(known["patient"].tolist(), known["person"], strict=True)) if "person" in known else {}
         index = {patient: i for i, patient in enumerate(sorted(label))}
         of_truths = np.array([index[patient] for patient in truths.tolist() if patient in index], dtype=np.int64)
         return cls(
@@ -59,7 +63,14 @@ class Detections:
             hits_rsna=unpack(boxes["hits_rsna"], RSNA_THRESHOLDS.size),
             truths=np.bincount(of_truths, minlength=len(index)),
             positive=np.array([label[patient] for patient in index], dtype=np.int64) > 0,
+            person=persons([person[patient] for patient in index]) if person else None,
         )
+
+
+def persons(numbers: ArrayLike) -> Array | None:
+    """The column `person` of predictions.parquet (n,) where it tells persons from images; None where it is empty."""
+    found = np.asarray(numbers, dtype=np.float64)
+    return found if found.size and np.isfinite(found).all() else None
 
 
 def detection_rows(
@@ -96,7 +107,7 @@ def load_detections(folder: Path) -> dict[int, dict[str, Detections]]:
     Empty where the result has no boxes at all, true or predicted: its runs are classifiers. A run's boxes of a patient
     are all that it has rows of. Raises Refused where a table is damaged or at odds with another.
     """
-    answers = columns(load_table(folder, "predictions", columns=("run", "patient", "part", "label")))
+    answers = columns(load_table(folder, "predictions", columns=("run", "patient", "part", "label", "person")))
     names = ("run", "patient", "part", "score", "hits_coco", "hits_rsna")
     boxes = columns(load_table(folder, "detections", columns=names))
     truths = columns(load_table(folder, "truths", columns=("patient", "part")))

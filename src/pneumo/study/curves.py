@@ -25,17 +25,9 @@ CAP = 100
 # As pycocotools makes them: at equality the last digit decides.
 RECALLS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 RATES = {"0125": 0.125, "025": 0.25, "05": 0.5, "1": 1.0, "2": 2.0, "4": 4.0, "8": 8.0}
-DRAWS = 1000
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-
-
-def resamples(n: int, *, seed: int, draws: int = DRAWS) -> NDArray[np.int32]:
-    """How often each of n images occurs in each resample of n of them -> (n, draws); each column sums to n."""
-    drawn = np.random.default_rng(seed).integers(n, size=(draws, n)) + n * np.arange(draws)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=draws * n).reshape(draws, n)
-    return np.ascontiguousarray(counts.T, dtype=np.int32)
 
 
 def best_first(d: Detections) -> Array:

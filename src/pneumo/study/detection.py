@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumo.study.boxes import Detections
-from pneumo.study.curves import DRAWS, RATES, Curves, best_first, places, resamples
+from pneumo.study.curves import RATES, Curves, best_first, places
 from pneumo.study.metrics import RESOLUTION, Quality
-from pneumo.study.statistics import LEVEL, Estimate, delong, percentiles
+from pneumo.study.statistics import LEVEL, Estimate, delong, percentiles, resampled_auc, resamples
 
 METRICS = (
     *("map50", "map50_95", "map50_positives", "map50_95_positives", "rsna_map", "rsna_threshold"),
@@ -24,6 +24,7 @@ METRICS = (
 )  # what `detection_quality` tells, in this order
 NO_THRESHOLD = 0.5  # where the calibration part says nothing
 SAME = 1e-9  # challenge scores closer than this are one: sums in another order differ by less
+DRAWS = 1000
 CHUNK = 100  # resamples at a time: more would leave the processor's cache
 
 Array = NDArray[Any]
@@ -105,9 +106,11 @@ def measure(d: Detections, threshold: float, weights: Array) -> dict[str, Floats
     return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
-def _estimate_and_resamples(n: int, seed: int, draws: int) -> Array:
-    """Weights (n, 1 + draws): of the images as they are, and of resamples of them."""
-    return np.hstack([np.ones((n, 1), dtype=np.int32), resamples(n, seed=seed, draws=draws)])
+def _estimate_and_resamples(d: Detections, seed: int, draws: int) -> Array:
+    """Weights (n, 1 + draws): of the images as they are, and of resamples of their persons."""
+    n = d.truths.size
+    groups = np.arange(n) if d.person is None else d.person
+    return np.hstack([np.ones((n, 1), dtype=np.int32), resamples(groups, seed=seed, draws=draws)])
 
 
 def _interval(drawn: Floats) -> tuple[float, float] | None:
@@ -119,21 +122,27 @@ def _interval(drawn: Floats) -> tuple[float, float] | None:
 def detection_quality(validate: Detections, calibrate: Detections, *, seed: int = 0, draws: int = DRAWS) -> Quality:
     """The METRICS of a detector on the validation part, at the threshold that the calibration part gives.
 
-    `auc` is that of `image_scores`, for an image being positive; its interval is DeLong's. The others are from a
-    bootstrap over images with this seed, in which the threshold stays. An undefined metric is None and has no interval.
+    Intervals are from a bootstrap over persons with this seed, in which the threshold stays; where each image may be of
+    another person, that of `auc` is DeLong's. `auc` is that of `image_scores`, for an image being positive. An
+    undefined metric is None and has no interval.
     """
     n, positives = validate.truths.size, int(validate.positive.sum())
     assert n > 0, "metrics need images"
     threshold = choose_threshold(calibrate)
     found: dict[str, int | float | None] = {"rsna_threshold": threshold, "auc": None, "n": n, "positives": positives}
     intervals: dict[str, tuple[float, float]] = {}
-    for name, values in measure(validate, threshold, _estimate_and_resamples(n, seed, draws)).items():
+    weights = _estimate_and_resamples(validate, seed, draws)
+    for name, values in measure(validate, threshold, weights).items():
         found[name] = float(values[0]) if np.isfinite(values[0]) else None
         if found[name] is not None and (interval := _interval(values[1:])) is not None:
             intervals[name] = interval
     if 0 < positives < n:
-        auc = delong(validate.positive, image_scores(validate))
+        scores = image_scores(validate)
+        auc = delong(validate.positive, scores)
         found["auc"], intervals["auc"] = auc.value, (auc.low, auc.high)
+        if validate.person is not None:
+            drawn = _interval(resampled_auc(validate.positive, scores, weights[:, 1:]))
+            intervals["auc"] = drawn or intervals["auc"]
     return Quality({name: found[name] for name in METRICS}, intervals)
 
 
@@ -145,7 +154,7 @@ def map_difference(
     Both on the same images, with true boxes.
     """
     assert np.array_equal(ours.truths, theirs.truths), "paired on the same images"
-    weights = _estimate_and_resamples(ours.truths.size, seed, draws)
+    weights = _estimate_and_resamples(ours, seed, draws)
     a, b = (measure(d, NO_THRESHOLD, weights)[name] for d in (ours, theirs))
     interval = _interval((a - b)[1:])
     assert interval is not None, "a difference needs true boxes"

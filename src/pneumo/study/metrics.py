@@ -3,7 +3,7 @@
 The threshold comes from the calibration part and is then applied to validation patients, which it has never seen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -12,28 +12,41 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pneumo.study.schema import RunFile, Subgroup
-from pneumo.study.statistics import bootstrap_counts, bootstrap_mean, delong, wilson
+from pneumo.study.statistics import (
+    bootstrap_counts,
+    bootstrap_mean,
+    delong,
+    percentiles,
+    resampled_auc,
+    resamples,
+    wilson,
+)
 
 # Scores closer than this are one score: the same training differs by less between backends (sums in another order).
 RESOLUTION = 1e-4
 MIN_SUBGROUP = 20
+DRAWS = 2000
 # The patients with a lung opacity among all 26,684 of the RSNA challenge's training set (its class table, stage 2).
 RSNA_PREVALENCE = 6_012 / 26_684
 AGE_GROUPS = ((0, 17, "under 18"), (18, 39, "18 to 39"), (40, 59, "40 to 59"), (60, 79, "60 to 79"), (80, 999, "80 up"))
 
 Array = NDArray[Any]
+Functions = dict[str, Callable[[Array], Array]]
+Intervals = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """One run's answers on one part; all (n,): patient, label 0 or 1, score in [0, 1], view, sex (str or None), age.
+    """One run's answers on one part; all (n,): patient, label 0 or 1, score in [0, 1], person, view, sex, age.
 
-    An unknown age is not-a-number.
+    Images of one person have the same number as person. What is unknown of person and age is not-a-number, of view and
+    sex, which are texts, None.
     """
 
     patient: Array
     label: Array
     score: Array
+    person: Array
     view: Array
     sex: Array
     age: Array
@@ -90,10 +103,32 @@ class Quality:
     """The metrics of one run on its validation part; an undefined one (0/0) is None and has no interval."""
 
     metrics: dict[str, int | float | None]
-    intervals: dict[str, tuple[float, float]]
+    intervals: Intervals
 
 
 # Functions of a confusion table (..., 4) of true positives, false positives, true negatives, false negatives.
+_SHARES: dict[str, tuple[list[int], list[int]]] = {  # which of them, of which
+    "accuracy": ([0, 2], [0, 1, 2, 3]),
+    "sensitivity": ([0], [0, 3]),
+    "specificity": ([2], [2, 1]),
+    "ppv": ([0], [0, 1]),
+    "npv": ([2], [2, 3]),
+}
+
+
+def _share(name: str, counts: Sequence[int]) -> tuple[int, int]:
+    which, of = _SHARES[name]
+    return sum(counts[i] for i in which), sum(counts[i] for i in of)
+
+
+def _proportion(name: str, c: Array) -> Array:
+    which, of = _SHARES[name]
+    return np.asarray(c[..., which].sum(axis=-1) / c[..., of].sum(axis=-1))
+
+
+PROPORTIONS: Functions = {name: partial(_proportion, name) for name in _SHARES}
+
+
 def _balanced(c: Array) -> Array:
     return np.asarray((c[..., 0] / (c[..., 0] + c[..., 3]) + c[..., 2] / (c[..., 2] + c[..., 1])) / 2)
 
@@ -113,46 +148,79 @@ def _npv_at(prevalence: float, c: Array) -> Array:
 
 
 def quality(
-    labels: ArrayLike, scores: ArrayLike, *, threshold: float, natural_prevalence: float, seed: int = 0
+    labels: ArrayLike,
+    scores: ArrayLike,
+    *,
+    threshold: float,
+    natural_prevalence: float,
+    person: ArrayLike | None = None,
+    seed: int = 0,
 ) -> Quality:
     """All metrics of a binary classifier at a threshold; labels 0 or 1 and scores in [0, 1], both (n,), n > 0.
 
     PPV and NPV are given as found and, by Bayes, at the natural prevalence. Intervals: Wilson for proportions, DeLong
-    for the AUC, a bootstrap with this seed for the rest.
+    for the AUC, a bootstrap with this seed for the rest; with `person` (n,), equal for images of one person, a
+    bootstrap over persons for all of them.
     """
     truth, s = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
     says = s >= threshold
+    cells = np.stack([says & truth, says & ~truth, ~says & ~truth, ~says & truth])
     n, positives = int(truth.size), int(truth.sum())
-    tp, fp = int((says & truth).sum()), int((says & ~truth).sum())
-    tn, fn = n - positives - fp, positives - tp
     metrics: dict[str, int | float | None] = {"n": n, "positives": positives, "threshold": float(threshold)}
-    intervals: dict[str, tuple[float, float]] = {}
     metrics |= {"natural_prevalence": natural_prevalence, "majority": max(positives, n - positives) / n}
-    proportions = {"accuracy": (tp + tn, n), "sensitivity": (tp, tp + fn), "specificity": (tn, tn + fp)}
-    for name, (k, of) in (proportions | {"ppv": (tp, tp + fp), "npv": (tn, tn + fn)}).items():
-        metrics[name] = k / of if of else None
-        if of:
-            intervals[name] = wilson(k, of)
-    counts = (tp, fp, tn, fn)
-    derived: dict[str, Callable[[Array], Array]] = {
+    functions = PROPORTIONS | {
         "balanced_accuracy": _balanced,
         "f1": _f1,
         "ppv_natural": partial(_ppv_at, natural_prevalence),
         "npv_natural": partial(_npv_at, natural_prevalence),
     }
-    for name, function in derived.items():
-        with np.errstate(invalid="ignore", divide="ignore"):
-            value = float(function(np.array(counts, dtype=np.float64)))
-        metrics[name] = value if np.isfinite(value) else None
-        if np.isfinite(value) and (interval := bootstrap_counts(counts, function, seed=seed)) is not None:
-            intervals[name] = interval
-    error = (s - truth) ** 2
-    metrics["brier"], intervals["brier"] = float(error.mean()), bootstrap_mean(error, seed=seed)
-    metrics["auc"] = None
-    if 0 < positives < n:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = {name: float(function(cells.sum(axis=1).astype(np.float64))) for name, function in functions.items()}
+    metrics |= {name: value if np.isfinite(value) else None for name, value in values.items()}
+    metrics["brier"] = float(((s - truth) ** 2).mean())
+    metrics["auc"] = delong(truth, s).value if 0 < positives < n else None
+    defined = {name: function for name, function in functions.items() if metrics[name] is not None}
+    if person is None:
+        return Quality(metrics, _over_images(truth, s, cells, defined, seed))
+    return Quality(metrics, _over_persons(truth, s, cells, defined, np.asarray(person), seed))
+
+
+def _over_images(truth: Array, s: Array, cells: Array, functions: Functions, seed: int) -> Intervals:
+    """Intervals of metrics where each image may be of another person."""
+    tp, fp, tn, fn = counts = tuple(cells.sum(axis=1).tolist())
+    found: Intervals = {}
+    for name, function in functions.items():
+        if name in PROPORTIONS:
+            found[name] = wilson(*_share(name, counts))
+        elif (interval := bootstrap_counts((tp, fp, tn, fn), function, seed=seed)) is not None:
+            found[name] = interval
+    found["brier"] = bootstrap_mean((s - truth) ** 2, seed=seed)
+    if truth.any() and not truth.all():
         auc = delong(truth, s)
-        metrics["auc"], intervals["auc"] = auc.value, (auc.low, auc.high)
-    return Quality(metrics, intervals)
+        found["auc"] = auc.low, auc.high
+    return found
+
+
+def _over_persons(truth: Array, s: Array, cells: Array, functions: Functions, person: Array, seed: int) -> Intervals:
+    """Intervals of metrics by a bootstrap over persons, whose images need not be independent of each other.
+
+    A proportion of 0 or 1 is one in every resample: it has Wilson's interval, for as many persons as it has images on
+    average.
+    """
+    weights = resamples(person, seed=seed, draws=DRAWS)
+    counts = (cells.astype(np.float64) @ weights).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = {name: function(counts) for name, function in functions.items()}
+    drawn["brier"] = ((s - truth) ** 2 @ weights) / weights.sum(axis=0)
+    drawn["auc"] = resampled_auc(truth, s, weights)
+    finite = {name: values[np.isfinite(values)] for name, values in drawn.items()}
+    found = {name: percentiles(values) for name, values in finite.items() if values.size}
+    for name in functions.keys() & PROPORTIONS.keys():
+        k, of = _share(name, cells.sum(axis=1).tolist())
+        if k in (0, of):
+            persons = max(1, round(of * np.unique(person).size / truth.size))
+            found[name] = wilson(persons if k else 0, persons)
+    return found
 
 
 def subgroups(p: Predictions, threshold: float) -> list[Subgroup]:

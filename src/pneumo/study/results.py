@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 File = TypeVar("File", RunFile, Summary)
 
 TABLES = ("steps", "collectives", "spans", "predictions", "detections", "truths")
+ADDED = ("person",)  # columns that results of an earlier version lack: nothing is known there
 OF_BOXES = ("detections", "truths")  # no files where a study has no boxes
 STAMPS = (
     *("begin_ns", "end_ns", "enqueued_ns", "started_ns", "finished_ns", "wait_begin_ns", "wait_end_ns"),
@@ -54,7 +55,7 @@ def table_schema(name: str) -> "pa.Schema":
         "spans": [("run", i32), ("rank", i32), ("step", i64), ("phase", text), ("begin_ns", i64), ("end_ns", i64)],
         "predictions": [
             *[("run", i32), ("patient", text), ("part", text), ("label", pa.int8()), ("score", pa.float32())],
-            *[("view", text), ("sex", text), ("age", i32)],
+            *[("view", text), ("sex", text), ("age", i32), ("person", i32)],
         ],
         "detections": [
             *[("run", i32), ("patient", text), ("part", text), ("score", pa.float32())],
@@ -67,7 +68,7 @@ def table_schema(name: str) -> "pa.Schema":
 
 def _nullable(column: str) -> bool:
     """A clock that the platform lacks, a stamp that a library does not tell and an unknown attribute are null."""
-    if column.endswith(("_cpu_ns", "_delay_ns")) or column in ("loss", "bound", "view", "sex", "age"):
+    if column.endswith(("_cpu_ns", "_delay_ns")) or column in ("loss", "bound", "person", "view", "sex", "age"):
         return True
     return column in ("started_ns", "finished_ns", "wait_begin_ns", "wait_end_ns")
 
@@ -292,6 +293,8 @@ def _read_table(
 def _check_columns(path: Path, found: "pa.Schema", schema: "pa.Schema") -> None:
     """Arrow fills in what a file lacks and casts what it has otherwise, silently."""
     for field in schema:
+        if field.name not in found.names and field.name in ADDED:
+            continue
         if field.name not in found.names:
             raise Refused(f"{path} is not a table that this version reads: it has no column {field.name}.")
         kind = found.field(field.name).type

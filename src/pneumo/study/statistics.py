@@ -287,6 +287,34 @@ def bootstrap_counts(
     return percentiles(values, level) if values.size else None
 
 
+def resamples(groups: ArrayLike, *, seed: int, draws: int) -> NDArray[np.int32]:
+    """How often each of n items occurs in each resample of the groups that they are in, (n,) -> (n, draws).
+
+    Groups are drawn with replacement, as many as there are, and come with all their items: so items of one group need
+    not be independent of each other (the images of one person).
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    k = names.size
+    drawn = np.random.default_rng(seed).integers(k, size=(draws, k)) + k * np.arange(draws)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=draws * k).reshape(draws, k)
+    return np.ascontiguousarray(counts.T[member], dtype=np.int32)
+
+
+def resampled_auc(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int32]) -> Floats:
+    """The AUC of each resample, weights (n, draws) -> (draws,), of labels and scores (n,); ties count half.
+
+    Not-a-number where a resample lacks a label.
+    """
+    s = np.asarray(scores, dtype=np.float64)
+    order = np.argsort(s, kind="stable")
+    s, truth, w = s[order], np.asarray(labels).astype(bool)[order], weights[order]
+    positive, negative = w[truth], np.where(truth[:, None], 0, w)
+    below = np.vstack([np.zeros((1, w.shape[1]), dtype=np.int64), np.cumsum(negative, axis=0)])
+    beaten = below[np.searchsorted(s, s[truth])] + below[np.searchsorted(s, s[truth], side="right")]
+    with np.errstate(invalid="ignore"):
+        return np.asarray((positive * beaten).sum(axis=0) / 2 / (positive.sum(axis=0) * below[-1]))
+
+
 def percentiles(values: Floats, level: float = LEVEL) -> tuple[float, float]:
     """The range of values (n,), n > 0, without half of 1 - level at either end: a bootstrap's interval."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])

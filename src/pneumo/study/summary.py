@@ -10,7 +10,7 @@ import numpy as np
 
 from pneumo.study import breakdown, entries
 from pneumo.study.account import Account
-from pneumo.study.boxes import Detections, load_detections
+from pneumo.study.boxes import Detections, load_detections, persons
 from pneumo.study.breakdown import Block
 from pneumo.study.detection import detection_quality, map_difference
 from pneumo.study.explain import KINDS, Explainer
@@ -230,7 +230,8 @@ def _quality(run: RunFile, ours: Answers | None, theirs: Answers | None) -> dict
     if ours is None:
         return {"metrics": {}, "intervals": {}}
     part, prevalence = ours.validate, natural_prevalence(run)
-    measured = quality(part.label, part.score, threshold=ours.threshold, natural_prevalence=prevalence)
+    person = persons(part.person)
+    measured = quality(part.label, part.score, threshold=ours.threshold, natural_prevalence=prevalence, person=person)
     found: dict[str, Any] = {"metrics": measured.metrics, "intervals": measured.intervals}
     if ours.boxes is not None:
         located = detection_quality(ours.boxes["validate"], ours.boxes["calibrate"])

@@ -60,7 +60,7 @@ def show(folder: Path, console: Console | None = None, derived: Derived | None =
         *(comparison(run, summary), per_rank(folder, run, summary)),
         *(losses.losses(run, summary, accounts), standings(run, summary)),
         *(losses.per_rank(run, summary, accounts["train"]), losses.late(run, summary)),
-        *(losses.what_if(run, summary, accounts["train"]), localization(summary)),
+        *(losses.what_if(run, summary, accounts["train"]), localization(run, summary)),
         *(quality(run, summary), groups(summary)),
     )
     for part in parts:
@@ -241,7 +241,7 @@ def _about_phases(run: RunFile, summary: Summary) -> Iterable[tuple[str, str]]:
         yield "note", f"{names_of(entries)}: {note}"
 
 
-def localization(summary: Summary) -> Iterable[RenderableType]:
+def localization(run: RunFile, summary: Summary) -> Iterable[RenderableType]:
     """How well a detector finds where the opacities are, on validation patients."""
     rows = [row for row in summary.rows if "map50" in row.metrics]
     if not rows:
@@ -259,10 +259,10 @@ def localization(summary: Summary) -> Iterable[RenderableType]:
             *(percent(m["precision"]), percent(m["recall"]), number(m["froc_mean"], 3), percent(m["froc_1"])),
         )
     yield table
-    yield legend(_about_localization(rows))
+    yield legend(_about_localization(run, rows))
 
 
-def _about_localization(rows: Sequence[Row]) -> Iterable[tuple[str, str]]:
+def _about_localization(run: RunFile, rows: Sequence[Row]) -> Iterable[tuple[str, str]]:
     m = rows[0].metrics
     yield "mAP", f"COCO's, over {m['n']} images, {m['positives']} of them positive (positives: over these alone)"
     yield (
@@ -271,7 +271,7 @@ def _about_localization(rows: Sequence[Row]) -> Iterable[tuple[str, str]]:
         "calibration part, for each run its own; precision and recall at the same, IoU 0.5",
     )
     yield "FROC", "sensitivity, of true boxes, with at most 1/8 to 8 false positives an image"
-    yield "low-high", "95 % interval (bootstrap over images, as if each were of another person)"
+    yield "low-high", f"95 % interval (bootstrap over {_independent(run)})"
     differences = [row.map_difference for row in rows if row.map_difference]
     if differences:
         d = max(differences, key=lambda found: abs(found.estimate))
@@ -315,13 +315,26 @@ def _about_quality(run: RunFile, rows: Sequence[Row]) -> Iterable[tuple[str, str
     if is_sample(run):
         whose = "of RSNA's patients: half of the sample is positive by construction"
     yield "nat%", f"PPV and NPV at the natural prevalence, {percent(natural_prevalence(run))} % {whose}"
-    yield "low-high", "95 % interval (accuracy Wilson, AUC DeLong)"
+    methods = "bootstrap over persons" if _knows_persons(run) else "accuracy Wilson, AUC DeLong"
+    yield "low-high", f"95 % interval ({methods})"
     if any(row.mcnemar_p is not None for row in rows):
         yield "p vs serial", "McNemar's exact test of the answers to the same patients; small: they differ"
     differences = [row.auc_difference for row in rows if row.auc_difference]
     if differences:
         d = max(differences, key=lambda found: abs(found.estimate))
         yield "AUC", f"largest difference from serial {d.estimate:+.4f}, paired interval {d.low:+.4f} to {d.high:+.4f}"
+
+
+def _knows_persons(run: RunFile) -> bool:
+    """Whether a mapping told persons from images; in the sample they are the same."""
+    return run.data.split_by == "person" and not is_sample(run)
+
+
+def _independent(run: RunFile) -> str:
+    """What a bootstrap draws."""
+    if _knows_persons(run):
+        return "persons"
+    return "images" if is_sample(run) else "images, as if each were of another person"
 
 
 def groups(summary: Summary) -> Iterable[RenderableType]:
