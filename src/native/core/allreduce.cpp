@@ -107,10 +107,11 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
     }
     const uint64_t place = in == out ? place_of(in, bytes) : 0;
     const size_t rounds = work.cut.rounds;
+    choose_slots(rounds);
     Step filled[2], reduced[2];
     for (size_t round = 0; round < rounds + 2; ++round) {
         if (round < rounds) {
-            Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
+            Reached free(*this, drained_[slot_index(round_ + round)]);
             co_await operation.until(free);
             enter(round_ + round, work.cut.bytes(round));
             if (round > 0 || place == 0) work.copy_in(round);
@@ -135,7 +136,7 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
             Reached ready(*this, reduced[round % 2]);
             co_await operation.until(ready);
             work.copy_out(round - 2);
-            drained_[(round_ + round - 2) % Layout::kDepth] = say(DRAINED);
+            drained_[slot_index(round_ + round - 2)] = say(DRAINED);
         }
     }
     round_ += rounds;

@@ -17,10 +17,11 @@ Task Group::exchange(Operation& operation, const Call& call, const Cut& cut, int
         fill(round, my_slot(round_ + round));
     };
     std::vector<const std::byte*> places;
+    choose_slots(cut.rounds);
     Step filled[2];
     for (size_t round = 0; round <= cut.rounds; ++round) {
         if (round < cut.rounds) {
-            Reached free(*this, drained_[(round_ + round) % Layout::kDepth]);
+            Reached free(*this, drained_[slot_index(round_ + round)]);
             co_await operation.until(free);
             enter(round_ + round, cut.bytes(round));
             if (fills && (round > 0 || place == 0)) fill_slot(round);
@@ -49,7 +50,7 @@ Task Group::exchange(Operation& operation, const Call& call, const Cut& cut, int
             const StoreChoice::Watch watch(choice_, round_ + round - 1);
             consume(round - 1, round_ + round - 1);
         }
-        drained_[(round_ + round - 1) % Layout::kDepth] = say(DRAINED);
+        drained_[slot_index(round_ + round - 1)] = say(DRAINED);
     }
     round_ += cut.rounds;
 }

@@ -110,7 +110,13 @@ std::byte* Group::small(int rank) const {
 
 std::byte* Group::slot(int rank, uint64_t round) const {
     return memory_ + layout_.slots +
-           (static_cast<size_t>(rank) * Layout::kDepth + round % Layout::kDepth) * layout_.slot_stride;
+           (static_cast<size_t>(rank) * Layout::kDepth + slot_index(round)) * layout_.slot_stride;
+}
+
+void Group::choose_slots(size_t rounds) {
+    const size_t last = slot_index(round_ - 1);
+    const size_t first = rounds == 1 ? (last == 0 ? 1 : 0) : (last + 1) % Layout::kDepth;
+    shift_ = first - round_;
 }
 
 void Group::enter(uint64_t round, size_t bytes) {

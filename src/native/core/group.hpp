@@ -103,6 +103,11 @@ class Group final : public Communicator {
 
     RankState& state(int rank) const;
     std::byte* small(int rank) const;
+    /// Which of its slots a rank uses in a round of the operation that runs, or ran last.
+    size_t slot_index(uint64_t round) const { return (round + shift_) % Layout::kDepth; }
+    /// Decide where the rounds of the next operation lie: a single one takes turns with the last in two slots, so that
+    /// less memory stays in the cache; others go on through all.
+    void choose_slots(size_t rounds);
     std::byte* slot(int rank, uint64_t round) const;
     /// This rank's slot, to be written.
     Slot my_slot(uint64_t round) const { return {slot(rank_, round), choice_.streamed(round)}; }
@@ -183,12 +188,13 @@ class Group final : public Communicator {
     Arena arena_;
     std::atomic<uint64_t> sequence_{0}, ended_{0};  // collectives begun and ended
     uint64_t round_ = 0;                            // of all operations together
+    uint64_t shift_ = 0;                            // from a round's number to its slot's, modulo kDepth
     std::array<uint64_t, kStages> next_{};
     std::array<std::array<uint64_t, kWindow>, kStages> full_{};
-    std::array<Step, Layout::kDepth> drained_{};
-    Call call_;                     // the one that runs
-    std::list<Receive*> receives_;  // posted and not yet matched, in order
-    std::vector<Pair> pairs_;       // with each rank
+    std::array<Step, Layout::kDepth> drained_{};  // by slot
+    Call call_;                                   // the one that runs
+    std::list<Receive*> receives_;                // posted and not yet matched, in order
+    std::vector<Pair> pairs_;                     // with each rank
     mutable std::mutex broken_mutex_;
     std::string broken_;
     Error::Kind broken_kind_ = Error::Kind::ABORTED;
