@@ -10,21 +10,12 @@
 #include <vector>
 
 #include "../../src/native/core/group.hpp"
+#include "check.hpp"
 
 using namespace pneumo;
 using std::chrono::milliseconds;
 
 namespace {
-
-std::atomic<int> checks{0};
-
-void check(bool good, const char* what, int line) {
-    ++checks;
-    if (good) return;
-    std::printf("test_group.cpp:%d: %s\n", line, what);
-    std::exit(1);
-}
-#define CHECK(condition) check(condition, #condition, __LINE__)
 
 struct Rank {
     Engine engine;

@@ -7,20 +7,11 @@
 #include <vector>
 
 #include "../../src/native/core/stores.hpp"
+#include "check.hpp"
 
 using namespace pneumo;
 
 namespace {
-
-int checks = 0;
-
-void check(bool good, const char* what, int line) {
-    ++checks;
-    if (good) return;
-    std::printf("test_stores.cpp:%d: %s\n", line, what);
-    std::exit(1);
-}
-#define CHECK(condition) check(condition, #condition, __LINE__)
 
 void copies() {
     constexpr size_t kMost = 300, kMargin = 64;
@@ -103,5 +94,5 @@ int main() {
     copies();
     decides();
     tries();
-    std::printf("test_stores: %d checks\n", checks);
+    std::printf("test_stores: %d checks\n", checks.load());
 }
