@@ -131,9 +131,13 @@ def write_result(
     lengths: Mapping[int, Mapping[int, int]] | None = None,
     predictions: bool = True,
     absent: Sequence[tuple[str, str, int, str]] = (),
+    images_of_a_person: int | None = None,
     **changes: Any,
 ) -> Path:
-    """Write a whole result and return its folder; `lengths` gives {run: {block: ns}} in place of the default ones."""
+    """Write a whole result and return its folder; `lengths` gives {run: {block: ns}} in place of the default ones.
+
+    `images_of_a_person`: so many images in a row are of one person, None where nothing tells.
+    """
     missing = [Absent(backend=b, comm=c, ranks=n, why=why) for b, c, n, why in absent]
     run = run_file(runs, absent=missing, **changes)
     folder = ResultFolder.create(out, run.study)
@@ -141,6 +145,9 @@ def write_result(
     for one in run.runs:
         folder.add_steps(step_rows(one, (lengths or {}).get(one.run) or block_lengths(one, blocks), skew_ns=1000))
         if predictions:
-            folder.add_predictions(prediction_rows(one))
+            rows = prediction_rows(one)
+            for i, row in enumerate(rows):
+                row["person"] = None if images_of_a_person is None else i // images_of_a_person
+            folder.add_predictions(rows)
     folder.flush()
     return folder.path

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from pneumo.study.metrics import AGE_GROUPS, Predictions, quality, subgroups, youden_threshold
+from pneumo.study.metrics import AGE_GROUPS, PROPORTIONS, Predictions, quality, subgroups, youden_threshold
 
 labels_and_grid = st.integers(2, 40).flatmap(
     lambda n: st.tuples(
@@ -136,12 +136,19 @@ def test_images_of_one_person_count_as_one_in_an_interval(right: float) -> None:
     known, unknown, single = intervals(3, np.tile(np.arange(n), 3)), intervals(3, None), intervals(1, None)
     assert known.keys() == unknown.keys() == single.keys()
     for name, (low, high) in known.items():
-        assert high > low or right == 1.0, name
+        assert high > low or (right == 1.0 and name not in (*PROPORTIONS, "auc")), name
         if low > 0 and high < 1:
             assert high - low > 1.4 * (unknown[name][1] - unknown[name][0]), name
             assert high - low == pytest.approx(single[name][1] - single[name][0], rel=0.2), name
     if right == 1.0:
-        assert known["sensitivity"] == single["sensitivity"]
+        for name in PROPORTIONS:
+            assert known[name] == pytest.approx(single[name], abs=0.01), name
+        assert known["auc"] == pytest.approx(single["auc"], abs=0.01)
+
+
+def test_of_one_person_nothing_is_said_beyond_the_figures() -> None:
+    found = quality([0, 1, 1], [0.2, 0.6, 0.7], threshold=0.5, natural_prevalence=0.2, person=[4, 4, 4])
+    assert (found.metrics["persons"], found.metrics["accuracy"], found.intervals) == (1, 1.0, {})
 
 
 def predictions(n: int, seed: int = 0) -> Predictions:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from pneumo.study.cells import decimals
 from pneumo.study.schema import EarlyStopping
+from pneumo.study.summary import summarize
 from pneumo.study.tables import show
 
 WHY = "Horovod is not built here: no C++ compiler found"
@@ -169,3 +170,15 @@ def test_text_from_files_is_never_taken_for_markup(screen: Console, tmp_path: Pa
 def test_decimals_keep_three_digits() -> None:
     assert [decimals([x]) for x in (0.05, 0.5, 5, 50, 500)] == [4, 3, 2, 1, 0]
     assert decimals([]) == 0
+
+
+def test_intervals_are_over_persons_where_the_answers_tell_them(screen: Console, tmp_path: Path) -> None:
+    runs = [("serial", "none", 1, 1)]
+    known = synthetic.write_result(tmp_path / "known", runs, images_of_a_person=4)
+    unknown = synthetic.write_result(tmp_path / "unknown", runs)
+    ours, theirs = (summarize(path).rows[0] for path in (known, unknown))
+    assert ours.metrics == theirs.metrics | {"persons": 100}
+    assert ours.intervals.keys() == theirs.intervals.keys()
+    assert all(ours.intervals[name] != theirs.intervals[name] for name in ours.intervals)
+    assert "bootstrap over 100 persons" in " ".join(printed(screen, known).split())
+    assert "accuracy Wilson, AUC DeLong" in " ".join(printed(screen, unknown).split())

@@ -153,4 +153,4 @@ def test_a_worse_detector_differs_from_the_serial_one_by_its_paired_interval(scr
     shown = " ".join(screen.file.getvalue().split())
     assert f"largest difference from serial {d.estimate:+.3f}" in shown
     assert "95 % interval (bootstrap over images)" in shown
-    assert "over images alone" in shown
+    assert "of the same images: beside it, rounding" in shown

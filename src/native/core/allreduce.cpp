@@ -113,7 +113,7 @@ Task Group::allreduce(Operation& operation, Call call, const void* in, void* out
         if (round < rounds) {
             Reached free(*this, drained_[slot_index(round_ + round)]);
             co_await operation.until(free);
-            enter(round_ + round, work.cut.bytes(round));
+            enter(round_ + round, call.kind, work.cut.bytes(round));
             if (round > 0 || place == 0) work.copy_in(round);
             filled[round % 2] = round == 0 ? arrive(call, &place, sizeof(place)) : say(FILLED);
         }

@@ -23,7 +23,7 @@ Task Group::exchange(Operation& operation, const Call& call, const Cut& cut, int
         if (round < cut.rounds) {
             Reached free(*this, drained_[slot_index(round_ + round)]);
             co_await operation.until(free);
-            enter(round_ + round, cut.bytes(round));
+            enter(round_ + round, call.kind, cut.bytes(round));
             if (fills && (round > 0 || place == 0)) fill_slot(round);
             if (round > 0) {
                 filled[round % 2] = open(FILLED, filler);

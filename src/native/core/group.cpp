@@ -119,8 +119,9 @@ void Group::choose_slots(size_t rounds) {
     shift_ = first - round_;
 }
 
-void Group::enter(uint64_t round, size_t bytes) {
-    choice_.enter(round, bytes, rank_, size_, [this](int rank) -> StoreChoice::Costs& { return state(rank).costs; });
+void Group::enter(uint64_t round, Kind kind, size_t bytes) {
+    const StoreChoice::Load load{static_cast<int>(kind), bytes};
+    choice_.enter(round, load, rank_, size_, [this](int rank) -> StoreChoice::Costs& { return state(rank).costs; });
 }
 
 Group::Channel& Group::channel(int from, int to) const {
@@ -151,7 +152,7 @@ std::shared_ptr<Operation> Group::operation(Operation::Body body, std::chrono::m
     auto operation = std::make_shared<Operation>(std::move(body), timeout, lane);
     operation->patience = patience_;
     operation->examine = [this, message = lane == nullptr](Waiting& waiting, bool late, bool deep) {
-        if (!message || !left_) return examine(waiting, late, deep);
+        if (!message || !left_ || is_broken_) return examine(waiting, late, deep);
         const std::string why = waiting.what() + " cannot be done: the process group was destroyed";
         return std::make_exception_ptr(Error(Error::Kind::ABORTED, why));
     };

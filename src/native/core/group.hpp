@@ -111,8 +111,8 @@ class Group final : public Communicator {
     std::byte* slot(int rank, uint64_t round) const;
     /// This rank's slot, to be written.
     Slot my_slot(uint64_t round) const { return {slot(rank_, round), choice_.streamed(round)}; }
-    /// Enter a round, in which `bytes` pass through a slot.
-    void enter(uint64_t round, size_t bytes);
+    /// Enter a round of a collective, in which `bytes` pass from a rank to each that reads them.
+    void enter(uint64_t round, Kind kind, size_t bytes);
     Channel& channel(int from, int to) const;
     /// Where a buffer lies in the shared memory, if it lies in this rank's arena; else 0.
     uint64_t place_of(const void* data, size_t bytes) const;

@@ -37,12 +37,24 @@ const bool kCanStream = false;
 void stream(void* to, const void* from, size_t bytes) { transfer(to, from, bytes); }
 #endif
 
+/// Whether the timed rounds of both ways are alike, which all ranks answer alike.
+bool StoreChoice::comparable() const {
+    size_t least = std::numeric_limits<size_t>::max(), most = 0;
+    for (uint64_t i = 0; i < 2 * kTrial; ++i) {
+        if (i % kTrial < kSettled) continue;
+        if (trial_[i].load.kind != trial_[kSettled].load.kind) return false;
+        least = std::min(least, trial_[i].load.bytes);
+        most = std::max(most, trial_[i].load.bytes);
+    }
+    return least >= kLeastBytes && most <= 2 * least;
+}
+
 uint32_t StoreChoice::cheapest(size_t way) const {
+    if (!comparable()) return 0;
     double least = std::numeric_limits<double>::infinity();
     for (uint64_t i = way * kTrial + kSettled; i < (way + 1) * kTrial; ++i) {
-        const auto& [spent, bytes] = trial_[i];
-        if (bytes >= kLeastBytes)
-            least = std::min(least, static_cast<double>(spent.count()) * 1e3 / static_cast<double>(bytes));
+        const auto& [spent, load] = trial_[i];
+        least = std::min(least, static_cast<double>(spent.count()) * 1e3 / static_cast<double>(load.bytes));
     }
     return least < 1e9 ? std::max(1U, static_cast<uint32_t>(least)) : 0;
 }

@@ -47,10 +47,16 @@ class StoreChoice {
     static constexpr uint64_t kSettled = 4;            // of them not timed: slots are as the last way left them
     static constexpr uint64_t kTell = 2 * kTrial + 2;  // by then a rank has read what it wrote in the trial
     static constexpr uint64_t kDecide = kTell + 4;     // by then all have told: nobody is 4 rounds behind
-    static constexpr uint64_t kLeastBytes = 4 << 10;   // of a round, to be timed
+    static constexpr uint64_t kLeastBytes = 1 << 10;   // of a round, to be timed
 
     /// A round's place in its period.
     static uint64_t place(uint64_t round) { return round % (round < 2 * kFirst ? kFirst : kPeriod); }
+
+    /// What passes in a round, by its kind of collective; rounds of other kinds or sizes are not comparable.
+    struct Load {
+        int kind = 0;
+        size_t bytes = 0;
+    };
 
     /// Picoseconds a byte of the cheapest timed round, CACHED and STREAMED, as a rank tells them; 0: unknown.
     using Costs = std::array<std::atomic<uint32_t>, 2>;
@@ -64,13 +70,13 @@ class StoreChoice {
         return at < 2 * kTrial ? at >= kTrial : streams_;
     }
 
-    /// Enter a round in which `bytes` pass through a slot, `costs(k)` being those that rank k of `ranks` tells.
+    /// Enter a round, `costs(k)` being those that rank k of `ranks` tells.
     template <class CostsOf>
-    void enter(uint64_t round, size_t bytes, int me, int ranks, CostsOf costs) {
+    void enter(uint64_t round, Load load, int me, int ranks, CostsOf costs) {
         if (wished_ != Stores::MEASURED) return;
         const uint64_t at = place(round);
         if (at < 2 * kTrial) {
-            trial_[at] = {std::chrono::nanoseconds(0), bytes};
+            trial_[at] = {std::chrono::nanoseconds(0), load};
         } else if (at == kTell) {
             for (size_t way = 0; way < 2; ++way) costs(me)[way].store(cheapest(way), std::memory_order_relaxed);
         } else if (at == kDecide && round != judged_) {  // what goes in place enters a round and does not pass it
@@ -112,9 +118,10 @@ class StoreChoice {
    private:
     struct Round {
         std::chrono::nanoseconds spent{0};
-        size_t bytes = 0;
+        Load load;
     };
 
+    bool comparable() const;
     uint32_t cheapest(size_t way) const;
     void judge(double cached, double streamed);
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Split:
     """Three disjoint sets of positions in the index, int64, ascending.
 
-    person: int64, for each position of the index a number that is the same for images of one person; None where nothing
-    tells persons from images. It is a position itself, and says nothing of whom.
+    person: int64, for each position of the index a number that those of these sets which show one person share; None
+    where nothing tells persons from images. It is a position itself, and says nothing of whom.
     """
 
     train: npt.NDArray[np.int64]

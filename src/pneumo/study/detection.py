@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pneumo.study.boxes import Detections
 from pneumo.study.curves import RATES, Curves, best_first, places
 from pneumo.study.metrics import RESOLUTION, Quality
-from pneumo.study.statistics import LEVEL, Estimate, delong, percentiles, resampled_auc, resamples
+from pneumo.study.statistics import LEVEL, Estimate, auc_of_groups, delong, percentiles, resamples
 
 METRICS = (
     *("map50", "map50_95", "map50_positives", "map50_95_positives", "rsna_map", "rsna_threshold"),
@@ -123,8 +123,8 @@ def detection_quality(validate: Detections, calibrate: Detections, *, seed: int 
     """The METRICS of a detector on the validation part, at the threshold that the calibration part gives.
 
     Intervals are from a bootstrap over persons with this seed, in which the threshold stays; where each image may be of
-    another person, that of `auc` is DeLong's. `auc` is that of `image_scores`, for an image being positive. An
-    undefined metric is None and has no interval.
+    another person, that of `auc` is DeLong's; of one person there are none. `auc` is that of `image_scores`, for an
+    image being positive. An undefined metric is None and has no interval.
     """
     n, positives = validate.truths.size, int(validate.positive.sum())
     assert n > 0, "metrics need images"
@@ -141,8 +141,10 @@ def detection_quality(validate: Detections, calibrate: Detections, *, seed: int 
         auc = delong(validate.positive, scores)
         found["auc"], intervals["auc"] = auc.value, (auc.low, auc.high)
         if validate.person is not None:
-            drawn = _interval(resampled_auc(validate.positive, scores, weights[:, 1:]))
+            drawn = auc_of_groups(validate.positive, scores, validate.person, weights[:, 1:])
             intervals["auc"] = drawn or intervals["auc"]
+    if validate.person is not None and np.unique(validate.person).size == 1:
+        intervals = {}
     return Quality({name: found[name] for name in METRICS}, intervals)
 
 

@@ -13,11 +13,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from pneumo.study.schema import RunFile, Subgroup
 from pneumo.study.statistics import (
+    auc_of_groups,
     bootstrap_counts,
     bootstrap_mean,
     delong,
     percentiles,
-    resampled_auc,
     resamples,
     wilson,
 )
@@ -160,7 +160,7 @@ def quality(
 
     PPV and NPV are given as found and, by Bayes, at the natural prevalence. Intervals: Wilson for proportions, DeLong
     for the AUC, a bootstrap with this seed for the rest; with `person` (n,), equal for images of one person, a
-    bootstrap over persons for all of them.
+    bootstrap over persons for all of them, whose number is `persons` (of one person there are none).
     """
     truth, s = np.asarray(labels).astype(bool), np.asarray(scores, dtype=np.float64)
     says = s >= threshold
@@ -182,7 +182,9 @@ def quality(
     defined = {name: function for name, function in functions.items() if metrics[name] is not None}
     if person is None:
         return Quality(metrics, _over_images(truth, s, cells, defined, seed))
-    return Quality(metrics, _over_persons(truth, s, cells, defined, np.asarray(person), seed))
+    metrics["persons"] = persons = int(np.unique(person).size)
+    intervals = _over_persons(truth, s, cells, defined, np.asarray(person), seed) if persons > 1 else {}
+    return Quality(metrics, intervals)
 
 
 def _over_images(truth: Array, s: Array, cells: Array, functions: Functions, seed: int) -> Intervals:
@@ -212,9 +214,10 @@ def _over_persons(truth: Array, s: Array, cells: Array, functions: Functions, pe
     with np.errstate(invalid="ignore", divide="ignore"):
         drawn = {name: function(counts) for name, function in functions.items()}
     drawn["brier"] = ((s - truth) ** 2 @ weights) / weights.sum(axis=0)
-    drawn["auc"] = resampled_auc(truth, s, weights)
     finite = {name: values[np.isfinite(values)] for name, values in drawn.items()}
     found = {name: percentiles(values) for name, values in finite.items() if values.size}
+    if (auc := auc_of_groups(truth, s, person, weights)) is not None:
+        found["auc"] = auc
     for name in functions.keys() & PROPORTIONS.keys():
         k, of = _share(name, cells.sum(axis=1).tolist())
         if k in (0, of):

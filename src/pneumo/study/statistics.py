@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from pneumo.study.schema import VerdictName
 
 LEVEL = 0.95
+CHUNK = 100  # resamples at a time: more would leave the processor's cache
 MARGIN = 0.05
 MIN_BLOCKS = 6
 
@@ -294,10 +295,11 @@ def resamples(groups: ArrayLike, *, seed: int, draws: int) -> NDArray[np.int32]:
     not be independent of each other (the images of one person).
     """
     names, member = np.unique(groups, return_inverse=True)
-    k = names.size
-    drawn = np.random.default_rng(seed).integers(k, size=(draws, k)) + k * np.arange(draws)[:, None]
-    counts = np.bincount(drawn.ravel(), minlength=draws * k).reshape(draws, k)
-    return np.ascontiguousarray(counts.T[member], dtype=np.int32)
+    k, rng = names.size, np.random.default_rng(seed)
+    counts = np.empty((k, draws), dtype=np.int32)
+    for i in range(draws):
+        counts[:, i] = np.bincount(rng.integers(k, size=k), minlength=k)
+    return counts[member]
 
 
 def resampled_auc(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int32]) -> Floats:
@@ -307,12 +309,38 @@ def resampled_auc(labels: ArrayLike, scores: ArrayLike, weights: NDArray[np.int3
     """
     s = np.asarray(scores, dtype=np.float64)
     order = np.argsort(s, kind="stable")
-    s, truth, w = s[order], np.asarray(labels).astype(bool)[order], weights[order]
-    positive, negative = w[truth], np.where(truth[:, None], 0, w)
-    below = np.vstack([np.zeros((1, w.shape[1]), dtype=np.int64), np.cumsum(negative, axis=0)])
-    beaten = below[np.searchsorted(s, s[truth])] + below[np.searchsorted(s, s[truth], side="right")]
-    with np.errstate(invalid="ignore"):
-        return np.asarray((positive * beaten).sum(axis=0) / 2 / (positive.sum(axis=0) * below[-1]))
+    s, truth = s[order], np.asarray(labels).astype(bool)[order]
+    first, last = np.searchsorted(s, s[truth]), np.searchsorted(s, s[truth], side="right")
+    pieces = []
+    for begin in range(0, weights.shape[1], CHUNK):
+        w = weights[order, begin : begin + CHUNK]
+        below = np.zeros((s.size + 1, w.shape[1]), dtype=np.int64)  # negatives before each place
+        np.cumsum(np.where(truth[:, None], 0, w), axis=0, out=below[1:])
+        wins = (w[truth] * (below[first] + below[last])).sum(axis=0) / 2
+        with np.errstate(invalid="ignore"):
+            pieces.append(wins / (w[truth].sum(axis=0) * below[-1]))
+    return np.concatenate(pieces)
+
+
+def auc_of_groups(
+    labels: ArrayLike, scores: ArrayLike, groups: ArrayLike, weights: NDArray[np.int32]
+) -> tuple[float, float] | None:
+    """The percentile interval of an AUC over these `resamples` of groups; None where no resample has both labels.
+
+    An AUC of 0 or 1 is one in every resample: it has Wilson's interval, for as many groups as the rarer label has items
+    on average.
+    """
+    drawn = resampled_auc(labels, scores, weights)
+    drawn = drawn[np.isfinite(drawn)]
+    if not drawn.size:
+        return None
+    low, high = percentiles(drawn)
+    if low == high and low in (0.0, 1.0):
+        truth = np.asarray(labels).astype(bool)
+        rarer = min(int(truth.sum()), int((~truth).sum()))
+        several = max(1, round(rarer * np.unique(groups).size / truth.size))
+        return wilson(several if low else 0, several)
+    return low, high
 
 
 def percentiles(values: Floats, level: float = LEVEL) -> tuple[float, float]:

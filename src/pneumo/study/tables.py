@@ -3,7 +3,7 @@
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -271,14 +271,14 @@ def _about_localization(run: RunFile, rows: Sequence[Row]) -> Iterable[tuple[str
         "calibration part, for each run its own; precision and recall at the same, IoU 0.5",
     )
     yield "FROC", "sensitivity, of true boxes, with at most 1/8 to 8 false positives an image"
-    yield "low-high", f"95 % interval (bootstrap over {_independent(run)})"
+    yield "low-high", f"95 % interval (bootstrap over {_independent(run, m)})"
     differences = [row.map_difference for row in rows if row.map_difference]
     if differences:
         d = max(differences, key=lambda found: abs(found.estimate))
         yield (
             "mAP@0.5",
-            f"largest difference from serial {d.estimate:+.3f}, paired interval {d.low:+.3f} to {d.high:+.3f}, over "
-            "images alone: rounding makes trainings of a detector end elsewhere, too",
+            f"largest difference from serial {d.estimate:+.3f}, paired interval {d.low:+.3f} to {d.high:+.3f}, of the "
+            "same images: beside it, rounding makes trainings of a detector end elsewhere",
         )
 
 
@@ -315,7 +315,9 @@ def _about_quality(run: RunFile, rows: Sequence[Row]) -> Iterable[tuple[str, str
     if is_sample(run):
         whose = "of RSNA's patients: half of the sample is positive by construction"
     yield "nat%", f"PPV and NPV at the natural prevalence, {percent(natural_prevalence(run))} % {whose}"
-    methods = "bootstrap over persons" if _knows_persons(run) else "accuracy Wilson, AUC DeLong"
+    methods = "accuracy Wilson, AUC DeLong"
+    if "persons" in m:
+        methods = f"bootstrap over {_independent(run, m)}; p and differences of AUC take images as independent"
     yield "low-high", f"95 % interval ({methods})"
     if any(row.mcnemar_p is not None for row in rows):
         yield "p vs serial", "McNemar's exact test of the answers to the same patients; small: they differ"
@@ -325,15 +327,10 @@ def _about_quality(run: RunFile, rows: Sequence[Row]) -> Iterable[tuple[str, str
         yield "AUC", f"largest difference from serial {d.estimate:+.4f}, paired interval {d.low:+.4f} to {d.high:+.4f}"
 
 
-def _knows_persons(run: RunFile) -> bool:
-    """Whether a mapping told persons from images; in the sample they are the same."""
-    return run.data.split_by == "person" and not is_sample(run)
-
-
-def _independent(run: RunFile) -> str:
+def _independent(run: RunFile, metrics: Mapping[str, int | float | None]) -> str:
     """What a bootstrap draws."""
-    if _knows_persons(run):
-        return "persons"
+    if "persons" in metrics:
+        return f"{metrics['persons']} persons"
     return "images" if is_sample(run) else "images, as if each were of another person"
 
 
