@@ -79,7 +79,7 @@ Task Group::reduce(Operation& operation, Call call, const void* in, void* out, D
     const bool root = call.root == rank_;
     std::vector<const void*> sources(static_cast<size_t>(size_));
     const auto fill = [&](size_t round, Slot mine) {
-        if (!root) mine.put(0, at(in, cut.begin(round) * element), cut.size(round) * element);
+        if (!root) mine.put(0, at(in, cut.begin(round) * element), cut.bytes(round));
     };
     const auto consume = [&](size_t round, uint64_t number) {
         if (!root) return;
@@ -101,7 +101,7 @@ Task Group::reduce_scatter(Operation& operation, Call call, std::vector<const vo
     std::vector<const void*> sources(ranks);
     const auto fill = [&](size_t round, Slot mine) {
         for (size_t k = 0; k < ranks; ++k) {
-            if (k != me) mine.put(k * share, at(in[k], cut.begin(round) * element), cut.size(round) * element);
+            if (k != me) mine.put(k * share, at(in[k], cut.begin(round) * element), cut.bytes(round));
         }
     };
     const auto consume = [&](size_t round, uint64_t number) {

@@ -79,22 +79,26 @@ std::vector<std::string> lines(const std::string& text) {
     return parts;
 }
 
-Segment::Kind wished_kind() {
-    const char* text = std::getenv("PNEUMO_COMM_SHM");
-    const std::string kind = text == nullptr ? "memfd" : text;
-    if (kind != "memfd" && kind != "posix") {
-        throw Error(Error::Kind::SYSTEM, "PNEUMO_COMM_SHM is \"" + kind + "\", and may be memfd or posix");
+/// What a setting's word stands for, one of these; the first where it is not set.
+template <class Value>
+Value choice(const char* name, const std::vector<std::pair<std::string, Value>>& words) {
+    const char* text = std::getenv(name);
+    const std::string word = text == nullptr ? words.front().first : text;
+    std::string all;
+    for (size_t i = 0; i < words.size(); ++i) {
+        if (words[i].first == word) return words[i].second;
+        all += (i == 0 ? "" : i + 1 < words.size() ? ", " : " or ") + words[i].first;
     }
-    return kind == "memfd" ? Segment::Kind::MEMFD : Segment::Kind::POSIX;
+    throw Error(Error::Kind::SYSTEM, std::string(name) + " is \"" + word + "\", and may be " + all);
+}
+
+Segment::Kind wished_kind() {
+    return choice<Segment::Kind>("PNEUMO_COMM_SHM", {{"memfd", Segment::Kind::MEMFD}, {"posix", Segment::Kind::POSIX}});
 }
 
 Stores wished_stores() {
-    const char* text = std::getenv("PNEUMO_COMM_STORES");
-    const std::string way = text == nullptr ? "measured" : text;
-    if (way == "measured") return Stores::MEASURED;
-    if (way == "cached") return Stores::CACHED;
-    if (way == "streamed") return Stores::STREAMED;
-    throw Error(Error::Kind::SYSTEM, "PNEUMO_COMM_STORES is \"" + way + "\", and may be measured, cached or streamed");
+    return choice<Stores>("PNEUMO_COMM_STORES",
+                          {{"measured", Stores::MEASURED}, {"cached", Stores::CACHED}, {"streamed", Stores::STREAMED}});
 }
 
 Tuning wished_tuning() {

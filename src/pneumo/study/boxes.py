@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from pneumo.errors import Refused
 from pneumo.study.breakdown import Columns, columns, select
 from pneumo.study.matching import COCO_THRESHOLDS, RSNA_THRESHOLDS, match, pack, unpack
+from pneumo.study.metrics import persons
 from pneumo.study.results import load_table
 
 Array = NDArray[Any]
@@ -65,12 +66,6 @@ class Detections:
             positive=np.array([label[patient] for patient in index], dtype=np.int64) > 0,
             person=persons([person[patient] for patient in index]) if person else None,
         )
-
-
-def persons(numbers: ArrayLike) -> Array | None:
-    """The column `person` of predictions.parquet (n,) where it tells persons from images; None where it is empty."""
-    found = np.asarray(numbers, dtype=np.float64)
-    return found if found.size and np.isfinite(found).all() else None
 
 
 def detection_rows(

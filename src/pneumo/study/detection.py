@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pneumo.study.boxes import Detections
 from pneumo.study.curves import RATES, Curves, best_first, places
 from pneumo.study.metrics import RESOLUTION, Quality
-from pneumo.study.statistics import LEVEL, Estimate, auc_of_groups, delong, percentiles, resamples
+from pneumo.study.statistics import CHUNK, LEVEL, Estimate, auc_of_groups, delong, percentiles, resamples
 
 METRICS = (
     *("map50", "map50_95", "map50_positives", "map50_95_positives", "rsna_map", "rsna_threshold"),
@@ -25,7 +25,6 @@ METRICS = (
 NO_THRESHOLD = 0.5  # where the calibration part says nothing
 SAME = 1e-9  # challenge scores closer than this are one: sums in another order differ by less
 DRAWS = 1000
-CHUNK = 100  # resamples at a time: more would leave the processor's cache
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]

@@ -20,6 +20,7 @@ from pneumo.study.statistics import (
     percentiles,
     resamples,
     wilson,
+    wilson_of_groups,
 )
 
 # Scores closer than this are one score: the same training differs by less between backends (sums in another order).
@@ -54,6 +55,12 @@ class Predictions:
     def take(self, where: Array) -> "Predictions":
         """Those at a boolean mask or an index."""
         return Predictions(*(getattr(self, name)[where] for name in self.__slots__))
+
+
+def persons(numbers: ArrayLike) -> Array | None:
+    """The column `person` of predictions.parquet (n,) where it tells persons from images; None where it is empty."""
+    found = np.asarray(numbers, dtype=np.float64)
+    return found if found.size and np.isfinite(found).all() else None
 
 
 def youden_threshold(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -177,18 +184,21 @@ def quality(
     with np.errstate(invalid="ignore", divide="ignore"):
         values = {name: float(function(cells.sum(axis=1).astype(np.float64))) for name, function in functions.items()}
     metrics |= {name: value if np.isfinite(value) else None for name, value in values.items()}
-    metrics["brier"] = float(((s - truth) ** 2).mean())
-    metrics["auc"] = delong(truth, s).value if 0 < positives < n else None
+    error = (s - truth) ** 2
+    metrics["brier"] = float(error.mean())
+    auc = delong(truth, s) if 0 < positives < n else None
+    metrics["auc"] = None if auc is None else auc.value
     defined = {name: function for name, function in functions.items() if metrics[name] is not None}
     if person is None:
-        return Quality(metrics, _over_images(truth, s, cells, defined, seed))
+        intervals = _over_images(error, cells, defined, seed)
+        return Quality(metrics, intervals if auc is None else intervals | {"auc": (auc.low, auc.high)})
     metrics["persons"] = persons = int(np.unique(person).size)
     intervals = _over_persons(truth, s, cells, defined, np.asarray(person), seed) if persons > 1 else {}
     return Quality(metrics, intervals)
 
 
-def _over_images(truth: Array, s: Array, cells: Array, functions: Functions, seed: int) -> Intervals:
-    """Intervals of metrics where each image may be of another person."""
+def _over_images(error: Array, cells: Array, functions: Functions, seed: int) -> Intervals:
+    """Intervals of functions of a confusion table, and of the mean of an error (n,), if images are independent."""
     tp, fp, tn, fn = counts = tuple(cells.sum(axis=1).tolist())
     found: Intervals = {}
     for name, function in functions.items():
@@ -196,18 +206,14 @@ def _over_images(truth: Array, s: Array, cells: Array, functions: Functions, see
             found[name] = wilson(*_share(name, counts))
         elif (interval := bootstrap_counts((tp, fp, tn, fn), function, seed=seed)) is not None:
             found[name] = interval
-    found["brier"] = bootstrap_mean((s - truth) ** 2, seed=seed)
-    if truth.any() and not truth.all():
-        auc = delong(truth, s)
-        found["auc"] = auc.low, auc.high
+    found["brier"] = bootstrap_mean(error, seed=seed)
     return found
 
 
 def _over_persons(truth: Array, s: Array, cells: Array, functions: Functions, person: Array, seed: int) -> Intervals:
     """Intervals of metrics by a bootstrap over persons, whose images need not be independent of each other.
 
-    A proportion of 0 or 1 is one in every resample: it has Wilson's interval, for as many persons as it has images on
-    average.
+    A proportion of 0 or 1 is one in every resample: it has that of `wilson_of_groups`.
     """
     weights = resamples(person, seed=seed, draws=DRAWS)
     counts = (cells.astype(np.float64) @ weights).T
@@ -221,8 +227,7 @@ def _over_persons(truth: Array, s: Array, cells: Array, functions: Functions, pe
     for name in functions.keys() & PROPORTIONS.keys():
         k, of = _share(name, cells.sum(axis=1).tolist())
         if k in (0, of):
-            persons = max(1, round(of * np.unique(person).size / truth.size))
-            found[name] = wilson(persons if k else 0, persons)
+            found[name] = wilson_of_groups(k > 0, of, person)
     return found
 
 

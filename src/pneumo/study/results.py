@@ -293,9 +293,9 @@ def _read_table(
 def _check_columns(path: Path, found: "pa.Schema", schema: "pa.Schema") -> None:
     """Arrow fills in what a file lacks and casts what it has otherwise, silently."""
     for field in schema:
-        if field.name not in found.names and field.name in ADDED:
-            continue
         if field.name not in found.names:
+            if field.name in ADDED:
+                continue
             raise Refused(f"{path} is not a table that this version reads: it has no column {field.name}.")
         kind = found.field(field.name).type
         if kind != field.type:

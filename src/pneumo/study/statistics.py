@@ -327,8 +327,7 @@ def auc_of_groups(
 ) -> tuple[float, float] | None:
     """The percentile interval of an AUC over these `resamples` of groups; None where no resample has both labels.
 
-    An AUC of 0 or 1 is one in every resample: it has Wilson's interval, for as many groups as the rarer label has items
-    on average.
+    An AUC of 0 or 1 is one in every resample: it has that of `wilson_of_groups`, of the rarer label's items.
     """
     drawn = resampled_auc(labels, scores, weights)
     drawn = drawn[np.isfinite(drawn)]
@@ -337,10 +336,18 @@ def auc_of_groups(
     low, high = percentiles(drawn)
     if low == high and low in (0.0, 1.0):
         truth = np.asarray(labels).astype(bool)
-        rarer = min(int(truth.sum()), int((~truth).sum()))
-        several = max(1, round(rarer * np.unique(groups).size / truth.size))
-        return wilson(several if low else 0, several)
+        return wilson_of_groups(bool(low), min(int(truth.sum()), int((~truth).sum())), groups)
     return low, high
+
+
+def wilson_of_groups(every: bool, items: int, groups: ArrayLike) -> tuple[float, float]:
+    """Wilson's interval of a proportion of 1 (`every`) or 0 of so many of the items that are in groups, (n,).
+
+    They count as the groups that so many items make on average.
+    """
+    member = np.asarray(groups)
+    several = max(1, round(items * np.unique(member).size / member.size))
+    return wilson(several if every else 0, several)
 
 
 def percentiles(values: Floats, level: float = LEVEL) -> tuple[float, float]:

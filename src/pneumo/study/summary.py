@@ -10,11 +10,11 @@ import numpy as np
 
 from pneumo.study import breakdown, entries
 from pneumo.study.account import Account
-from pneumo.study.boxes import Detections, load_detections, persons
+from pneumo.study.boxes import Detections, load_detections
 from pneumo.study.breakdown import Block
 from pneumo.study.detection import detection_quality, map_difference
 from pneumo.study.explain import KINDS, Explainer
-from pneumo.study.metrics import Predictions, natural_prevalence, quality, subgroups, youden_threshold
+from pneumo.study.metrics import Predictions, natural_prevalence, persons, quality, subgroups, youden_threshold
 from pneumo.study.results import load_run, load_table, write_json
 from pneumo.study.rivals import Steps, rivals
 from pneumo.study.schema import AucDifference, MapDifference, Row, RunEntry, RunFile, Spread, Summary, Verdict
