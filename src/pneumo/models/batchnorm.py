@@ -6,7 +6,7 @@ groups of images that are the same however many ranks there are, and communicate
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,9 +15,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pneumo.errors import PneumoError
+from pneumo.models.norm_silu import NormSilu, suits
 
 Mode = Literal["sync", "ghost", "local"]
 SmallSum = Callable[[torch.Tensor], torch.Tensor]
+Counts = Sequence[float]
+Agreed = tuple[torch.Tensor, torch.Tensor, Counts]
 _backward = torch.ops.aten.native_batch_norm_backward.default  # looked up once: it is called for each layer and group
 
 
@@ -28,19 +31,25 @@ class Norms:
     that of the plain model. Inputs are float32 or float64. `small_sum` sums a contiguous CPU tensor in place over the
     `ranks` ranks and returns it, the same on each of them. On one rank `sync` and `local` leave the plain layers as
     they are. Layers whose scales are not trained are frozen: they keep their running statistics and normalise by them,
-    in any mode. Raises PneumoError for batch norm of other kinds: see `_check`.
+    in any mode. Layers in `activating` apply the SiLU that follows them, which the model itself must not do then; they
+    are converted in any case. Raises PneumoError for batch norm of other kinds: see `_check`.
     """
 
-    def __init__(self, model: nn.Module, mode: Mode, small_sum: SmallSum, ranks: int) -> None:
+    def __init__(
+        self, model: nn.Module, mode: Mode, small_sum: SmallSum, ranks: int, activating: Collection[nn.Module] = ()
+    ) -> None:
         self._share = _Share(small_sum, ranks)
         found = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
         for name, layer in found:
             _check(name, layer)
         for _, layer in found:
+            activates = any(layer is one for one in activating)
             if not layer.weight.requires_grad:
-                _convert(layer, _FrozenNorm, self._share)
+                _convert(layer, _FrozenNorm, self._share, activates)
             elif ranks > 1 or mode == "ghost":
-                _convert(layer, _KINDS[mode], self._share)
+                _convert(layer, _KINDS[mode], self._share, activates)
+            elif activates:
+                _convert(layer, _LocalNorm, self._share, activates)
         self._layers = _layers(model)
 
     def of_batch(self, lengths: Sequence[int], groups: int) -> None:
@@ -78,6 +87,7 @@ def plain(model: nn.Module) -> None:
     """
     for layer in _layers(model):
         assert layer.settled, "running statistics that differ between ranks have to be settled"
+        assert not layer.activates, "without the SiLU that it applies the layer would be another"
         _convert(layer, nn.BatchNorm2d, None)
 
 
@@ -113,19 +123,56 @@ class _Norm(nn.BatchNorm2d):
     num_batches_tracked: torch.Tensor
     share: _Share
     settled: bool
+    activates: bool
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the normalised images, shape (b, C, h, w) like the input, in its memory format."""
         if not self.training:
             assert self.settled, "running statistics that differ between ranks have to be settled"
-            return super().forward(input)
+            return self.activated(super().forward(input))
         self.share.check(len(input))
         self.num_batches_tracked.add_(1)
-        return self.over_images(_dense(input))
+        self.settled = self.settles_itself()
+        x = _dense(input)
+        if self.traceless() and not isinstance(self, _SyncNorm):
+            return self.activated(self.of_blank(x))
+        if self.activates and suits(x):
+            return NormSilu.apply(x, self.weight, self.bias, self)  # type: ignore[no-any-return]
+        return self.activated(self.over_images(x))
+
+    def activated(self, y: torch.Tensor) -> torch.Tensor:
+        """Apply the SiLU that follows, if that is this layer's affair."""
+        return F.silu(y) if self.activates else y
+
+    def settles_itself(self) -> bool:
+        """Whether the running statistics are equal on all ranks without `Norms.settle`."""
+        raise NotImplementedError
 
     def over_images(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise in training, and keep the running statistics."""
         raise NotImplementedError
+
+    def together(self) -> Sequence[int]:
+        """The images of each part of the batch that has statistics of its own: here it is the whole batch."""
+        return (sum(self.share.lengths) or 1,)
+
+    def agreed(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
+        """Return each part's statistics and number of values; the running ones take their step. See norm_silu."""
+        raise NotImplementedError
+
+    def summed(self, sums: torch.Tensor) -> torch.Tensor:
+        """Return the sums of gradients over all that has the same statistics: here they are this rank's own."""
+        return sums
+
+    def traceless(self) -> bool:
+        """Whether the batch is a blank image in place of an empty share."""
+        return not self.share.lengths
+
+    def move(self, statistics: torch.Tensor, fraction: float) -> None:
+        """Let the running statistics fade by `momentum`, and add so much of statistics (2, C)."""
+        buffers = [self.running_mean, self.running_var]
+        torch._foreach_mul_(buffers, 1 - self.momentum)
+        torch._foreach_add_(buffers, statistics.to(self.running_mean.dtype).unbind(), alpha=fraction)
 
     def of_blank(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise a blank image by itself: whatever the running statistics are, its activations stay finite.
@@ -140,18 +187,24 @@ class _FrozenNorm(_Norm):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Return the images, normalised as in evaluation."""
-        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        y = F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return self.activated(y)
 
 
 class _LocalNorm(_Norm):
     """Statistics of this rank's images."""
 
+    def settles_itself(self) -> bool:
+        return self.share.ranks == 1
+
     def over_images(self, x: torch.Tensor) -> torch.Tensor:
-        self.settled = False
-        if not self.share.lengths:
-            return self.of_blank(x)
         buffers = self.running_mean, self.running_var
         return F.batch_norm(x, *buffers, self.weight, self.bias, True, self.momentum, self.eps)
+
+    def agreed(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
+        _refuse_single(values[0])
+        self.move(torch.cat((mean, _unbiased(variance, values))), self.momentum)
+        return mean, variance, values
 
 
 class _GhostNorm(_Norm):
@@ -167,18 +220,36 @@ class _GhostNorm(_Norm):
     statistics mean nothing before that. Variances are unbiased within their group. `num_batches_tracked` counts steps.
     """
 
+    def settles_itself(self) -> bool:
+        return self.share.ranks == 1
+
+    def of_blank(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise a blank image; a rank without groups has nothing to add to its running statistics, which fade."""
+        self.add(self.running_mean.new_zeros(2, 0, self.num_features))
+        return super().of_blank(x)
+
     def over_images(self, x: torch.Tensor) -> torch.Tensor:
-        self.settled = self.share.ranks == 1
         lengths = self.share.lengths
         for length in lengths:
             _refuse_single(length * x.shape[2] * x.shape[3])
         statistics = self.running_mean.new_zeros(2, len(lengths), self.num_features)
-        y = _Ghost.apply(x, self.weight, self.bias, statistics, lengths, self.eps) if lengths else self.of_blank(x)
-        buffers = [self.running_mean, self.running_var]
-        torch._foreach_mul_(buffers, 1 - self.momentum)
-        weight = self.momentum * self.share.ranks / self.share.groups
-        torch._foreach_add_(buffers, statistics.sum(1).unbind(), alpha=weight)
-        return y
+        y = _Ghost.apply(x, self.weight, self.bias, statistics, lengths, self.eps)
+        self.add(statistics)
+        return y  # type: ignore[no-any-return]
+
+    def together(self) -> Sequence[int]:
+        """The images of each group."""
+        return self.share.lengths
+
+    def agreed(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
+        for count in values:
+            _refuse_single(count)
+        self.add(torch.stack((mean, _unbiased(variance, values))))
+        return mean, variance, values
+
+    def add(self, statistics: torch.Tensor) -> None:
+        """Move the running statistics towards those (2, groups, C) of the rank's groups, as said above."""
+        self.move(statistics.sum(1), self.momentum * self.share.ranks / self.share.groups)
 
 
 class _Ghost(torch.autograd.Function):
@@ -230,29 +301,35 @@ def _groups(whole: torch.Tensor, lengths: list[int]) -> Sequence[torch.Tensor]:
 class _SyncNorm(_Norm):
     """Statistics of all images of all ranks, each value with equal weight."""
 
+    def settles_itself(self) -> bool:
+        return True
+
     def over_images(self, x: torch.Tensor) -> torch.Tensor:
         return _Sync.apply(x, self.weight, self.bias, self)  # type: ignore[no-any-return]
 
-    def statistics(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Return mean and biased variance (C,) of all ranks' values, and how many values a channel has over all ranks;
-        the running statistics take their step. Collective.
+    def agreed(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
+        """Return mean and biased variance (1, C) of all ranks' values, in float64, and how many values a channel has
+        over all ranks; the running statistics take their step. Collective.
 
         Means and squares travel as distances from the running mean, which all ranks have alike, in float64. The squares
         about a rank's own mean come from the native kernel, so nothing is lost but in the spread of the ranks' means:
         1e-16 (distance / deviation)^2 of the variance, which is less than the rounding of float32 images.
         """
-        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
-        offset = mean.double().sub_(self.running_mean)
-        sums = torch.cat((offset, offset.square().add_(variance), offset.new_ones(1)))
-        sums = self.share.sum(sums.mul_(x.numel() // self.num_features if self.share.lengths else 0))
+        offset = mean[0].double().sub_(self.running_mean)
+        sums = torch.cat((offset, offset.square().add_(variance[0]), offset.new_ones(1)))
+        sums = self.share.sum(sums.mul_(0 if self.traceless() else values[0]))
         count = sums[-1].item()
         _refuse_single(count)
-        offset, square = sums.div_(count)[:-1].to(x.device).view(2, -1)
+        offset, square = sums.div_(count)[:-1].to(mean.device).view(2, -1)
         square.addcmul_(offset, offset, value=-1).clamp_(min=0)
-        mean = (offset + self.running_mean).to(x.dtype)
+        mean = offset + self.running_mean
         self.running_mean.add_(offset, alpha=self.momentum)
         self.running_var.mul_(1 - self.momentum).add_(square, alpha=self.momentum * count / (count - 1))
-        return mean, square.to(x.dtype), count
+        return mean[None], square[None], [count]
+
+    def summed(self, sums: torch.Tensor) -> torch.Tensor:
+        """Return the sums over all ranks. Collective."""
+        return self.share.sum(sums).to(sums.device)
 
 
 class _Sync(torch.autograd.Function):
@@ -266,9 +343,11 @@ class _Sync(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, layer: _SyncNorm) -> torch.Tensor:
         """Normalise."""
-        mean, variance, ctx.count = layer.statistics(x)
+        mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
+        mean, variance, (ctx.count,) = layer.agreed(mean[None], variance[None], [x.numel() // len(weight)])
+        mean, variance = mean[0].to(x.dtype), variance[0].to(x.dtype)
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.share, ctx.blank, ctx.eps = layer.share, not layer.share.lengths, layer.eps
+        ctx.layer, ctx.blank, ctx.eps = layer, layer.traceless(), layer.eps
         return F.batch_norm(x, mean, variance, weight, bias, eps=layer.eps)
 
     @staticmethod
@@ -280,11 +359,11 @@ class _Sync(torch.autograd.Function):
             dweight, dbias = torch.zeros_like(dweight), torch.zeros_like(dbias)
         if not ctx.needs_input_grad[0]:  # the same on all ranks, since the model is
             return None, dweight, dbias, None
-        sums = ctx.share.sum(torch.stack((dweight, dbias)).double())
+        sums = ctx.layer.summed(torch.stack((dweight, dbias)).double())
         if ctx.blank:
             return torch.zeros_like(x), dweight, dbias, None
         scale = (variance + ctx.eps).rsqrt_().mul_(weight)
-        slope, constant = sums.div_(-ctx.count).to(x.device, x.dtype).mul_(scale)
+        slope, constant = sums.div_(-ctx.count).to(x.dtype).mul_(scale)
         dx = F.batch_norm(x, mean, variance, slope, constant, eps=ctx.eps)  # slope xhat + constant, in one pass
         return dx.addcmul_(dy, scale.view(-1, 1, 1)), dweight, dbias, None
 
@@ -308,15 +387,20 @@ def _check(name: str, layer: _BatchNorm) -> None:
         )
 
 
-def _convert(layer: Any, kind: type[nn.BatchNorm2d], share: _Share | None) -> None:
+def _convert(layer: Any, kind: type[nn.BatchNorm2d], share: _Share | None, activates: bool = False) -> None:
     """Make a layer one of another kind; the object stays, with its parameters, buffers and hooks."""
     if type(layer) not in (nn.BatchNorm2d, *_OURS):
         raise PneumoError(f"{type(layer).__name__} is sharded: load its full state into a new model instead.")
     layer.__class__ = kind
     if share is None:
-        del layer.share, layer.settled
+        del layer.share, layer.settled, layer.activates
     else:
-        layer.share, layer.settled = share, True
+        layer.share, layer.settled, layer.activates = share, True, activates
+
+
+def _unbiased(variance: torch.Tensor, values: Counts) -> torch.Tensor:
+    """The unbiased variances (parts, C) of the biased ones."""
+    return variance * variance.new_tensor([[count / (count - 1)] for count in values])
 
 
 def _refuse_single(count: float) -> None:

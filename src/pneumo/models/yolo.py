@@ -39,7 +39,8 @@ class YoloTask(Task):
             layer = int(name.split(".")[1])
             if layer < self.settings.freeze:
                 parameter.requires_grad = False
-        self._norms = Norms(model, self.settings.batch_norm, self.team.sum, self.team.ranks)
+        activating = yolov8.give_activations(model)
+        self._norms = Norms(model, self.settings.batch_norm, self.team.sum, self.team.ranks, activating)
         self._loss = yolov8.Loss()
         self._weight: Pending | None = None
         return model

@@ -18,12 +18,13 @@ from pneumo.models.isolation import isolated_import
 
 with isolated_import():
     from ultralytics import __version__ as VERSION  # noqa: N812 -- a constant here, whatever it is called there
+    from ultralytics.nn.modules.conv import Conv
     from ultralytics.nn.modules.head import Detect
     from ultralytics.nn.tasks import DetectionModel
     from ultralytics.utils import DEFAULT_CFG_DICT, ROOT, YAML
     from ultralytics.utils.loss import v8DetectionLoss
 
-__all__ = ["CLASS", "CLASSES", "STRIDES", "VERSION", "Loss", "build", "pictures", "plain"]
+__all__ = ["CLASS", "CLASSES", "STRIDES", "VERSION", "Loss", "build", "give_activations", "pictures", "plain"]
 
 CLASS: Final = "opacity"  # what RSNA's boxes surround
 CLASSES: Final = {0: CLASS}
@@ -69,6 +70,17 @@ def build() -> nn.Module:
     head: Any = network.model[-1]  # type: ignore[index]
     head.__class__ = _Head
     return network
+
+
+def give_activations(network: nn.Module) -> list[nn.Module]:
+    """Take the SiLU behind each batch norm out of the network; returns the batch norms, which have to apply it.
+
+    The names and shapes of parameters and buffers stay as they are.
+    """
+    found = [one for one in network.modules() if isinstance(one, Conv) and type(one.act) is nn.SiLU]
+    for one in found:
+        one.act = nn.Identity()
+    return [one.bn for one in found]
 
 
 def pictures(images: torch.Tensor) -> torch.Tensor:
