@@ -287,9 +287,11 @@ def check_native(found: dict[str, Any] | None) -> Check:
         return Check(
             "native layer", "warn", "not built: no comm pneumo", "Run ./launch/setup.sh to build the native layer."
         )
-    return Check(
-        "native layer", "ok", "comm pneumo, " + ("several hosts through MPI" if found["mpi"] else "one host only")
-    )
+    text = "comm pneumo, " + ("several hosts through MPI" if found["mpi"] else "one host only")
+    if not found["layers"]:
+        again = "Run ./launch/setup.sh to build the detector's kernels: without them its steps take longer."
+        return Check("native layer", "warn", f"{text}; without the detector's kernels", again)
+    return Check("native layer", "ok", f"{text}; the detector's kernels")
 
 
 def examine(mpi: Mpi | str, ranks: Sequence[Rank], clock: Clock | str | None = None) -> list[Check]:

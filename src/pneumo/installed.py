@@ -44,10 +44,18 @@ def native_library() -> Path | None:
     return next(iter(sorted((Path(__file__).parent / "comm").glob("_native.*.so"))), None)
 
 
+def layers_library() -> Path | None:
+    """The library of the detector's kernels, None where it is not built."""
+    library = Path(__file__).parent / "models/libpneumo_layers.so"
+    return library if library.exists() else None
+
+
 def native_facts() -> dict[str, Any] | None:
     """What the native communication layer can do, None where it is not built; nothing of it is loaded."""
     library = native_library()
-    return {"mpi": bool(list(library.parent.glob("_mpi.*.so")))} if library else None
+    if library is None:
+        return None
+    return {"mpi": bool(list(library.parent.glob("_mpi.*.so"))), "layers": layers_library() is not None}
 
 
 def native_missing() -> str | None:

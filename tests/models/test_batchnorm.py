@@ -315,12 +315,16 @@ def test_sync_keeps_a_small_variance_far_from_zero(dtype: str, mean: float, runn
 
 
 @pytest.mark.parametrize(("mode", "forward", "backward"), [("sync", 2, 2), ("ghost", 0, 0), ("local", 0, 0)])
-def test_each_layer_sums_once_forward_and_once_backward(mode: Mode, forward: int, backward: int) -> None:
-    case, ranks = Case([[2], [1, 2]]), Ranks(2)
+@pytest.mark.parametrize("activates", [False, True])
+def test_each_layer_sums_once_forward_and_once_backward(
+    mode: Mode, forward: int, backward: int, activates: bool
+) -> None:
+    case, ranks = Case([[2], [1, 2]], channels_last=True), Ranks(2)
 
     def work(rank: int) -> None:
         model = nn.Sequential(case.layer(), nn.Conv2d(3, 3, 1, dtype=case.dtype), case.layer())
-        norms = Norms(model, mode, ranks.small_sum(rank), ranks.count)
+        activating = [model[0], model[2]] if activates else []
+        norms = Norms(model, mode, ranks.small_sum(rank), ranks.count, activating)
         norms.of_batch(case.groups[rank], 3)
         y = model(case.share(0, rank)[0].requires_grad_())
         assert ranks.sums[rank] == forward
@@ -338,12 +342,31 @@ def test_each_layer_sums_once_forward_and_once_backward(mode: Mode, forward: int
     ranks.run(work)
 
 
+@settings(deadline=None, max_examples=20)
+@given(cases())
+def test_ranks_with_the_kernels_and_without_agree(case: Case) -> None:
+    """On a rank whose images have their channels outermost PyTorch's operations do it, as without the library."""
+    case = replace(case, channels=3, height=2, width=3, activates=True, channels_last=True)
+
+    class Mixed(Case):
+        def share(self, step: int, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+            x, dy = super().share(step, rank)
+            return (x.contiguous() if rank % 2 else x), dy
+
+    mixed, same = train(Mixed(**vars(case)), "sync"), train(case, "sync")
+    for step in range(STEPS):
+        found, expected = joined(case, mixed, step), joined(case, same, step)
+        for name, magnitude in magnitudes(case.layer(), *case.batch(step)).items():
+            assert_close(found[name], expected[name], TOLERANCE[case.dtype], magnitude)
+
+
 @pytest.mark.parametrize("mode", get_args(Mode))
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_outputs_and_gradients_keep_the_memory_format(mode: Mode, channels_last: bool) -> None:
+@pytest.mark.parametrize("activates", [False, True])
+def test_outputs_and_gradients_keep_the_memory_format(mode: Mode, channels_last: bool, activates: bool) -> None:
     case = Case([[2, 3]], channels_last=channels_last)
     layer = case.layer()
-    Norms(layer, mode, identity, 2).of_batch([2, 3], 2)
+    Norms(layer, mode, identity, 2, [layer] if activates else []).of_batch([2, 3], 2)
     x = case.batch(0)[0].requires_grad_()
     y = layer(x)
     y.sum().backward()  # whose gradient is one number, expanded
@@ -353,12 +376,14 @@ def test_outputs_and_gradients_keep_the_memory_format(mode: Mode, channels_last:
 
 
 @pytest.mark.parametrize("mode", get_args(Mode))
-def test_images_that_lie_apart_in_memory_are_normalised_alike(mode: Mode) -> None:
+@pytest.mark.parametrize("activates", [False, True])
+def test_images_that_lie_apart_in_memory_are_normalised_alike(mode: Mode, activates: bool) -> None:
     case, outputs = Case([[5]], 4), []
     x = case.batch(0)[0]
-    for images in (x, torch.cat((x, x), 1)[:, :4], x.mT.contiguous().mT):
+    within = torch.cat((x, x), 1).contiguous(memory_format=torch.channels_last)[:, :4]
+    for images in (x, torch.cat((x, x), 1)[:, :4], within, x.mT.contiguous().mT):
         layer = case.layer()
-        converted(mode, layer, 5)
+        Norms(layer, mode, identity, 2, [layer] if activates else []).of_batch([5], 1)
         outputs.append(layer(images))
     for other in outputs[1:]:
         assert_close(other, outputs[0], 1e-14)
@@ -500,6 +525,22 @@ def test_what_no_mode_is_written_for_is_refused_by_name(mode: Mode, layer: nn.Mo
     with pytest.raises(PneumoError, match="'2' is "):
         Norms(model, mode, identity, 2)
     assert type(model[1]) is nn.BatchNorm2d, "refused before anything was converted"
+
+
+def test_a_copy_of_an_activating_layer_is_one() -> None:
+    """And has no plain form, which would not apply its SiLU."""
+    layer, x = nn.BatchNorm2d(3), torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    Norms(layer, "ghost", identity, 1, [layer]).of_batch([2], 1)
+    twin = copy.deepcopy(layer)
+    assert torch.equal(twin(x), layer(x))
+    assert torch.equal(twin.eval()(x), layer.eval()(x))
+    with pytest.raises(AssertionError, match="SiLU"):
+        plain(twin)
+
+
+def test_who_activates_has_to_be_a_layer() -> None:
+    with pytest.raises(AssertionError, match="no layer"):
+        Norms(nn.Sequential(nn.BatchNorm2d(3)), "ghost", identity, 1, [nn.BatchNorm2d(3)])
 
 
 def test_a_converted_model_is_not_converted_again() -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from pneumo.installed import layers_library
 from pneumo.models import norm_silu
 from pneumo.models.norm_silu import NormSilu, suits
 
@@ -31,18 +33,18 @@ class Whole:
         """The images of each part."""
         return self.lengths
 
-    def agreed(
+    def take(
         self, mean: torch.Tensor, variance: torch.Tensor, values: list[float]
     ) -> tuple[torch.Tensor, torch.Tensor, list[float]]:
         """What this rank has is what there is."""
         self.seen = [mean, variance, torch.tensor(values)]
         return mean, variance, values
 
-    def summed(self, sums: torch.Tensor) -> torch.Tensor:
+    def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
         """What this rank has is what there is."""
         return sums
 
-    def traceless(self) -> bool:
+    def is_blank(self) -> bool:
         """The batch counts."""
         return False
 
@@ -104,7 +106,7 @@ def test_outputs_statistics_and_gradients_are_pytorchs(
     shape = sum(lengths), channels, height, width
     x, dz = images(shape, seed, dtype), images(shape, seed + 1, dtype)
     weight, bias = images((2, channels, 1, 1), seed + 2, dtype).view(2, -1)
-    assert suits(x)
+    assert suits(x, weight, bias)
     layer = Whole(lengths)
     found = ours(layer, x, dz, weight, bias)
     values = max(lengths) * height * width
@@ -178,13 +180,55 @@ def test_the_same_part_has_the_same_bits_wherever_it_is() -> None:
     ],
     ids=["channels outermost", "half", "another device"],
 )
-def test_other_tensors_do_not_suit(other: torch.Tensor) -> None:
-    assert not suits(other)
+def test_other_images_do_not_suit(other: torch.Tensor) -> None:
+    assert not suits(other, *torch.ones(2, 3, dtype=other.dtype, device=other.device))
 
 
+@pytest.mark.parametrize("other", [torch.ones(3, dtype=torch.float64), torch.ones(1).expand(3), torch.ones(6)[::2]])
+def test_other_parameters_do_not_suit(other: torch.Tensor) -> None:
+    x, one = images((2, 3, 4, 4), 0, torch.float32), torch.ones(3)
+    assert suits(x, one, one)
+    assert not suits(x, other, one)
+    assert not suits(x, one, other)
+
+
+@pytest.fixture
+def no_memory() -> Iterator[None]:
+    """The library is looked for anew, before and after."""
+    norm_silu._library.cache_clear()
+    yield
+    norm_silu._library.cache_clear()
+
+
+@pytest.mark.usefixtures("no_memory")
 def test_without_the_kernels_nothing_suits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_silu, "_library", lambda: None)
-    assert not suits(images((2, 3, 4, 4), 0, torch.float32))
+    monkeypatch.setattr(norm_silu, "layers_library", lambda: None)
+    assert not suits(images((2, 3, 4, 4), 0, torch.float32), *torch.ones(2, 3))
+
+
+@pytest.mark.usefixtures("no_memory")
+def test_a_library_that_does_not_load_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else one host of several would be slower, and nobody would know why."""
+    broken = tmp_path / "libpneumo_layers.so"
+    broken.write_text("no library")
+    monkeypatch.setattr(norm_silu, "layers_library", lambda: broken)
+    with pytest.warns(RuntimeWarning, match="goes on without its kernels: .*libpneumo_layers.so"):
+        assert not suits(images((2, 3, 4, 4), 0, torch.float32), *torch.ones(2, 3))
+
+
+def test_the_library_brings_what_it_needs() -> None:
+    """In a process without torch: the threads are those of the torch that it was built with."""
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code, str(layers_library())], check=True, timeout=100)
+
+
+def test_second_derivatives_are_refused() -> None:
+    """The kernels know none: they would be wrong without a word."""
+    x = images((2, 3, 4, 4), 0, torch.float64).requires_grad_()
+    z = NormSilu.apply(x, *torch.ones(2, 3, dtype=torch.float64), Whole([2]))
+    (dx,) = torch.autograd.grad(z.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dx.sum().backward()
 
 
 @pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])

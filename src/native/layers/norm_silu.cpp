@@ -157,8 +157,8 @@ void backward(const T* x, const T* dz, T* dy, size_t rows, size_t channels, cons
             std::fill(product.begin(), product.end(), T(0));
             layout.each(first, std::min(end, first + layout.chunk), [&](size_t row, size_t num, size_t width) {
                 const size_t at = row * channels;
-                loops.deactivate(x + at, dz + at, dy + at, num, width, centre.data(), scale.data(), shift.data(),
-                                 sum.data(), product.data());
+                loops.activate_backward(x + at, dz + at, dy + at, num, width, centre.data(), scale.data(), shift.data(),
+                                        sum.data(), product.data());
             });
             layout.fold(product, parts[part].data());
             layout.fold(sum, parts[part].data() + channels);
@@ -184,7 +184,8 @@ void input_gradients(const T* x, T* dy, size_t rows, size_t channels, const doub
     in_parts(rows, threads, [&](int, size_t begin, size_t end) {
         layout.each(begin, end, [&](size_t row, size_t num, size_t width) {
             const size_t at = row * channels;
-            loops.denormalize(x + at, dy + at, num, width, centre.data(), scale.data(), slope.data(), constant.data());
+            loops.input_gradients(x + at, dy + at, num, width, centre.data(), scale.data(), slope.data(),
+                                  constant.data());
         });
     });
 }

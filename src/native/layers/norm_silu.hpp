@@ -4,8 +4,8 @@
 // One call is for one group of images whose statistics are taken together: `rows` pixels of `channels` values. Between
 // the passes stand statistics and sums of each channel in double, which may be summed over ranks on the way. Called
 // from Python through ctypes, see pneumo/models/norm_silu.py: hence the C interface. `of_doubles` says of which type
-// the values, `weight` and `bias` are, else they are floats. No argument is checked. The bits of a result depend on the
-// level of SIMD and on the number of threads, and on nothing else.
+// the values, `weight` and `bias` are, else they are floats. No argument is checked, nothing is thrown. The bits of a
+// result depend on the level of SIMD and on the number of threads, and on nothing else.
 
 #pragma once
 

@@ -51,6 +51,8 @@ class Norms:
             elif activates:
                 _convert(layer, _LocalNorm, self._share, activates)
         self._layers = _layers(model)
+        activating = list(activating)
+        assert sum(layer.activates for layer in self._layers) == len(activating), "who activates is no layer here"
 
     def of_batch(self, lengths: Sequence[int], groups: int) -> None:
         """Say what the coming batch is: this rank's images of each virtual group, in order, and the groups of all ranks
@@ -134,9 +136,9 @@ class _Norm(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         self.settled = self.settles_itself()
         x = _dense(input)
-        if self.traceless() and not isinstance(self, _SyncNorm):
+        if self.is_blank() and not isinstance(self, _SyncNorm):
             return self.activated(self.of_blank(x))
-        if self.activates and suits(x):
+        if self.activates and suits(x, self.weight, self.bias):
             return NormSilu.apply(x, self.weight, self.bias, self)  # type: ignore[no-any-return]
         return self.activated(self.over_images(x))
 
@@ -156,15 +158,15 @@ class _Norm(nn.BatchNorm2d):
         """The images of each part of the batch that has statistics of its own: here it is the whole batch."""
         return (sum(self.share.lengths) or 1,)
 
-    def agreed(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
-        """Return each part's statistics and number of values; the running ones take their step. See norm_silu."""
+    def take(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
+        """Move the running statistics, and return those to normalise by: see norm_silu.Statistics."""
         raise NotImplementedError
 
-    def summed(self, sums: torch.Tensor) -> torch.Tensor:
+    def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the sums of gradients over all that has the same statistics: here they are this rank's own."""
         return sums
 
-    def traceless(self) -> bool:
+    def is_blank(self) -> bool:
         """Whether the batch is a blank image in place of an empty share."""
         return not self.share.lengths
 
@@ -201,7 +203,7 @@ class _LocalNorm(_Norm):
         buffers = self.running_mean, self.running_var
         return F.batch_norm(x, *buffers, self.weight, self.bias, True, self.momentum, self.eps)
 
-    def agreed(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
+    def take(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
         _refuse_single(values[0])
         self.move(torch.cat((mean, _unbiased(variance, values))), self.momentum)
         return mean, variance, values
@@ -241,7 +243,7 @@ class _GhostNorm(_Norm):
         """The images of each group."""
         return self.share.lengths
 
-    def agreed(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
+    def take(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
         for count in values:
             _refuse_single(count)
         self.add(torch.stack((mean, _unbiased(variance, values))))
@@ -307,7 +309,7 @@ class _SyncNorm(_Norm):
     def over_images(self, x: torch.Tensor) -> torch.Tensor:
         return _Sync.apply(x, self.weight, self.bias, self)  # type: ignore[no-any-return]
 
-    def agreed(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
+    def take(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
         """Return mean and biased variance (1, C) of all ranks' values, in float64, and how many values a channel has
         over all ranks; the running statistics take their step. Collective.
 
@@ -315,9 +317,9 @@ class _SyncNorm(_Norm):
         about a rank's own mean come from the native kernel, so nothing is lost but in the spread of the ranks' means:
         1e-16 (distance / deviation)^2 of the variance, which is less than the rounding of float32 images.
         """
-        offset = mean[0].double().sub_(self.running_mean)
+        offset = mean[0].double() - self.running_mean
         sums = torch.cat((offset, offset.square().add_(variance[0]), offset.new_ones(1)))
-        sums = self.share.sum(sums.mul_(0 if self.traceless() else values[0]))
+        sums = self.share.sum(sums.mul_(0 if self.is_blank() else values[0]))
         count = sums[-1].item()
         _refuse_single(count)
         offset, square = sums.div_(count)[:-1].to(mean.device).view(2, -1)
@@ -327,9 +329,9 @@ class _SyncNorm(_Norm):
         self.running_var.mul_(1 - self.momentum).add_(square, alpha=self.momentum * count / (count - 1))
         return mean[None], square[None], [count]
 
-    def summed(self, sums: torch.Tensor) -> torch.Tensor:
+    def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the sums over all ranks. Collective."""
-        return self.share.sum(sums).to(sums.device)
+        return self.share.sum(sums.flatten()).to(sums.device).view_as(sums)
 
 
 class _Sync(torch.autograd.Function):
@@ -344,10 +346,10 @@ class _Sync(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, layer: _SyncNorm) -> torch.Tensor:
         """Normalise."""
         mean, variance = torch.batch_norm_update_stats(x, None, None, 0.0)
-        mean, variance, (ctx.count,) = layer.agreed(mean[None], variance[None], [x.numel() // len(weight)])
+        mean, variance, (ctx.count,) = layer.take(mean[None], variance[None], [x.numel() // len(weight)])
         mean, variance = mean[0].to(x.dtype), variance[0].to(x.dtype)
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.layer, ctx.blank, ctx.eps = layer, layer.traceless(), layer.eps
+        ctx.layer, ctx.blank, ctx.eps = layer, layer.is_blank(), layer.eps
         return F.batch_norm(x, mean, variance, weight, bias, eps=layer.eps)
 
     @staticmethod
@@ -359,7 +361,7 @@ class _Sync(torch.autograd.Function):
             dweight, dbias = torch.zeros_like(dweight), torch.zeros_like(dbias)
         if not ctx.needs_input_grad[0]:  # the same on all ranks, since the model is
             return None, dweight, dbias, None
-        sums = ctx.layer.summed(torch.stack((dweight, dbias)).double())
+        sums = ctx.layer.sum_over_ranks(torch.stack((dweight, dbias)).double())
         if ctx.blank:
             return torch.zeros_like(x), dweight, dbias, None
         scale = (variance + ctx.eps).rsqrt_().mul_(weight)

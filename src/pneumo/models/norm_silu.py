@@ -6,14 +6,16 @@ the detector on one core. For CPU tensors with their channels innermost; see src
 
 import ctypes
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from pneumo.errors import PneumoError
+from pneumo.installed import layers_library
 
 _ADDRESS, _COUNT = ctypes.c_void_p, ctypes.c_int64
 
@@ -26,28 +28,35 @@ class Statistics(Protocol):
     def together(self) -> Sequence[int]:
         """The images of each part of the batch that has statistics of its own, in order."""
 
-    def agreed(
+    def take(
         self, mean: torch.Tensor, variance: torch.Tensor, values: Sequence[float]
     ) -> tuple[torch.Tensor, torch.Tensor, Sequence[float]]:
-        """Return mean, biased variance and number of values of each part, over all ranks that share them, of this
-        rank's own: float64 of shape (parts, C), and as many counts. The running statistics take their step.
+        """Move the running statistics, and return those to normalise by, over all ranks that share them: of each part
+        mean and biased variance, float64 of shape (parts, C) like the arguments, and the number of values.
         """
 
-    def summed(self, sums: torch.Tensor) -> torch.Tensor:
-        """Return what of all ranks is summed in sums (parts, 2, C): the gradients of scale and shift."""
+    def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
+        """Return `sums` (parts, 2, C), summed over the ranks that share the statistics; may overwrite them."""
 
-    def traceless(self) -> bool:
+    def is_blank(self) -> bool:
         """Whether the batch is a blank image in place of an empty share."""
 
 
-def suits(x: torch.Tensor) -> bool:
-    """Whether the kernels can take these images, of shape (b, C, h, w)."""
+def suits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
+    """Whether the kernels can take these images of shape (b, C, h, w) and parameters."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.is_contiguous(memory_format=torch.channels_last)
-        and _library() is not None
+        and all(one.dtype == x.dtype and one.device == x.device and one.is_contiguous() for one in (weight, bias))
+        and simd_level() is not None
     )
+
+
+def simd_level() -> str | None:
+    """The instructions that the kernels use; None where they are not built or do not load."""
+    library = _library()
+    return None if library is None else str(library.pneumo_layers_simd().decode())
 
 
 class NormSilu(torch.autograd.Function):
@@ -66,16 +75,17 @@ class NormSilu(torch.autograd.Function):
         mean, variance = x.new_empty(2, len(parts), x.shape[1], dtype=torch.float64)
         for part, *moments in zip(parts, mean, variance, strict=True):
             _call("pneumo_moments", x, part, moments)
-        mean, variance, ctx.counts = layer.agreed(mean, variance, [rows for _, rows in parts])
+        mean, variance, ctx.counts = layer.take(mean, variance, [rows for _, rows in parts])
         invstd = (variance + layer.eps).rsqrt_()
         z = torch.empty_like(x)
         for part, *statistics in zip(parts, mean, invstd, strict=True):
             _call("pneumo_norm_silu", x, part, (*statistics, weight, bias), z)
         ctx.save_for_backward(x, weight, bias, mean, invstd)
-        ctx.parts, ctx.layer, ctx.traceless = parts, layer, layer.traceless()
+        ctx.parts, ctx.layer, ctx.is_blank = parts, layer, layer.is_blank()
         return z
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight, bias, mean, invstd = ctx.saved_tensors
         dz = gradients[0].contiguous(memory_format=torch.channels_last)
@@ -83,13 +93,13 @@ class NormSilu(torch.autograd.Function):
         sums = mean.new_empty(len(ctx.parts), 2, x.shape[1])
         for part, *statistics, sum_ in zip(ctx.parts, mean, invstd, sums, strict=True):
             _call("pneumo_norm_silu_backward", x, part, (*statistics, weight, bias, sum_), dz, dx)
-        if ctx.traceless:
+        if ctx.is_blank:
             sums.zero_()
         dweight, dbias = sums.sum(0).to(x.dtype)
         if not ctx.needs_input_grad[0]:  # the same on all ranks, since the model is
             return None, dweight, dbias, None
-        sums = ctx.layer.summed(sums)
-        if ctx.traceless:
+        sums = ctx.layer.sum_over_ranks(sums)
+        if ctx.is_blank:
             return torch.zeros_like(x), dweight, dbias, None
         for part, *statistics, sum_, count in zip(ctx.parts, mean, invstd, sums, ctx.counts, strict=True):
             _call("pneumo_norm_input_gradients", x, part, (*statistics, weight, sum_, count), dx)
@@ -117,10 +127,16 @@ def _call(
 
 @cache
 def _library() -> Any:
-    """The kernels; None where they are not built or do not load. Raises PneumoError for a wrong PNEUMO_SIMD."""
+    """The kernels; None where they are not built, or, with a warning, do not load. Raises PneumoError for a wrong
+    PNEUMO_SIMD.
+    """
+    path = layers_library()
+    if path is None:
+        return None
     try:
-        library = ctypes.CDLL(str(Path(__file__).parent / "libpneumo_layers.so"))
-    except OSError:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        warnings.warn(f"the detector goes on without its kernels: {error}", RuntimeWarning, stacklevel=2)
         return None
     library.pneumo_layers_simd.restype = ctypes.c_char_p
     if library.pneumo_layers_simd() is None:
