@@ -143,15 +143,20 @@ def _first_weights(study: Study) -> str:
     from pneumo.models import weights, yolov8
 
     fitted = weights.fit(yolov8.build(), weights.read(study.weights)).sentence
-    return f"{fitted}; the first {study.freeze} layers stay as they are" if study.freeze else fitted
+    return f"{fitted} The first {study.freeze} layers stay as they are." if study.freeze else fitted
 
 
 def _statistics(study: Study, plan: Plan) -> str:
     """Over which images batch norm takes its statistics."""
     if study.batch_norm != "ghost":
         return f"batch norm over {'all ranks' if study.batch_norm == 'sync' else 'the images of each rank'}"
-    shapes = {f"{run.groups} groups of {run.global_batch / run.groups:g} images" for run in plan.runs}
-    return f"batch norm over {' or '.join(sorted(shapes))} of a batch (--groups)"
+    shapes = {(run.groups, run.global_batch / run.groups) for run in plan.runs}
+    texts = [f"{_counted(groups, 'group')} of {_counted(images, 'image')}" for groups, images in sorted(shapes)]
+    return f"batch norm over {' or '.join(texts)} of a batch (--groups)"
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:g} {noun}{'' if number == 1 else 's'}"
 
 
 def _plan(study: Study, world: World) -> Plan:

@@ -105,16 +105,20 @@ class _Turns:
 
 
 def _train(data: str, size: int, batch: int, before_batch: Callable[[Any], None]) -> None:
-    """Train as Ultralytics does, but for mosaic, which we do not have either, and with an update for each batch."""
+    """Train as Ultralytics does, but for mosaic, which we do not have either, and with an update for each batch.
+
+    It would take as many threads as the machine has cores; it gets one, as ours has.
+    """
+    import torch
     from ultralytics.models.yolo.detect import DetectionTrainer
 
-    trainer = DetectionTrainer(
-        overrides={
-            **{"model": "yolov8n.yaml", "data": data, "imgsz": size, "batch": batch, "nbs": batch, "epochs": 10_000},
-            **{"device": "cpu", "workers": 0, "cache": "ram", "amp": False, "mosaic": 0.0, "optimizer": "AdamW"},
-            **{"lr0": 2e-3, "val": False, "save": False, "plots": False, "verbose": False, "project": str(Path.cwd())},
-        }
-    )
+    settings = {
+        **{"model": "yolov8n.yaml", "data": data, "imgsz": size, "batch": batch, "nbs": batch, "epochs": 10_000},
+        **{"device": "cpu", "workers": 0, "cache": "ram", "amp": False, "mosaic": 0.0, "optimizer": "AdamW"},
+        **{"lr0": 2e-3, "deterministic": False, "val": False, "save": False, "plots": False, "verbose": False},
+    }
+    trainer = DetectionTrainer(overrides={**settings, "project": str(Path.cwd())})
+    trainer.add_callback("on_train_start", lambda _: torch.set_num_threads(1))
     trainer.add_callback("on_train_batch_start", before_batch)
     try:
         trainer.train()

@@ -192,7 +192,7 @@ def _tell(findings: Findings, found: dict[str, Any], options: Options, world: Wo
     findings.table(f"Training steps of yolov8n: {rounds} rounds of {STEPS} steps of each, in turns", headers, lines)
     findings.explain(
         (
-            ("Ultralytics", "its DetectionTrainer: no mosaic, an update a batch, images in memory, no validation"),
+            ("Ultralytics", "its DetectionTrainer: no mosaic, no validation, an update a batch, images in memory"),
             ("pneumo", "with its augmentation, batch norm over virtual groups, clipping, averaging and timing"),
             *(
                 [
