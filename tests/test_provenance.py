@@ -1,5 +1,6 @@
 """What a result says of where it comes from."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,14 @@ def test_a_path_in_the_environment_is_mentioned_and_not_told(monkeypatch: pytest
     assert found["OMPI_MCA_somewhere"] == "(a path)"
     assert found["OMPI_MCA_btl"] == "self,sm"
     assert "NOT_OURS" not in found
+
+
+def test_the_weights_are_known_by_their_hash(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"abc")
+    found = provenance.collect("an MPI", file)["weights_sha256"]
+    assert found == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2's example
+    assert provenance.collect("an MPI")["weights_sha256"] is None
 
 
 def test_patients_are_persons_where_a_mapping_tells_them() -> None:

@@ -334,7 +334,7 @@ class Job:
             preprocessing=self._efforts,
             clock=self._offsets.clock() if self._offsets else None,
             early_stopping=self._stopping.record(),
-            provenance=provenance.collect(world.mpi_version()),
+            provenance=provenance.collect(world.mpi_version(), self._study.weights),
         )
 
     def _note(self, run: Run) -> str | None:

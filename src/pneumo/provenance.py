@@ -1,8 +1,10 @@
 """Where a result comes from: commit, versions, machine, and what data it saw."""
 
+import hashlib
 import os
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,14 +18,18 @@ if TYPE_CHECKING:
     from pneumo.data.split import Split
     from pneumo.data.store import Store
 
-_ENVIRONMENT = ("OMP_", "MKL_", "GLOO_", "NCCL_", "HOROVOD_", "MALLOC_", "OMPI_MCA_", "PRTE_MCA_", "OPENBLAS_")
+_LIBRARIES = ("OMP_", "MKL_", "OPENBLAS_", "GLOO_", "NCCL_", "HOROVOD_", "OMPI_MCA_", "PRTE_MCA_", "MALLOC_")
+_ENVIRONMENT = (*_LIBRARIES, "PNEUMO_")
 
 
-def collect(mpi: str) -> dict[str, Any]:
-    """Return the commit, what the doctor says of this machine, and the environment that matters, as JSON values."""
+def collect(mpi: str, weights: Path | None = None) -> dict[str, Any]:
+    """Return the commit, what the doctor says of this machine, and the environment that matters, as JSON values; and
+    the hash of the file of weights that the detector began with.
+    """
     return {
         "commit": _commit(),
         "mpi": mpi,
+        "weights_sha256": None if weights is None else _sha256(weights),
         **doctor.facts(),
         # No path of this machine goes into a result: that there was one may still explain it.
         "environment": {
@@ -51,6 +57,12 @@ def data_facts(store: "Store", split: "Split", mapping: Mapping[str, str] | None
         natural_prevalence=float(np.mean(labels)) if len(labels) else 0.0,
         split_by="image" if mapping is None else "person",
     )
+
+
+@cache
+def _sha256(file: Path) -> str:
+    """The hash of a file as it was when it was first asked for: a study says it once more at its end."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _commit() -> str | None:
