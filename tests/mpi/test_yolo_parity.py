@@ -2,7 +2,7 @@
 
 Training YOLO is chaotic: the same mathematics in another order of sums drifts apart from step to step. So losses,
 answers and weights of whole trainings are compared in float64, in which the drift of these steps stays far below what a
-wrong normaliser, a wrong statistic or a lost gradient would make; and in float32 single steps from the same weights.
+wrong normaliser, a wrong statistic or a lost gradient would make; and single steps from the same weights in both types.
 """
 
 import json
@@ -23,31 +23,24 @@ BATCH, COUNT = 12, 50
 
 
 def results(mpirun: Launcher, job: Path, n: int, *args: str) -> dict[str, Any]:
-    """What a job found of each run, by its backend, comm and ranks."""
-    text = mpirun(n, file=job, args=list(args), timeout=290).stdout
+    """What a job found of each run, by its backend, comm and ranks; of `FORCED` by case before that."""
+    text = mpirun(n, file=job, args=list(args), timeout=580).stdout
     line = next(line for line in text.splitlines() if "RESULT " in line)
     found: dict[str, Any] = json.loads(line.split("RESULT ", 1)[1])
     return found
 
 
 @pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
-@pytest.mark.parametrize(
-    ("mode", "ranks", "backends", "steps"),
-    [
-        ("ghost", "1,2", "serial,ddp,fsdp,horovod", 20),
-        ("sync", "1,3", "serial,ddp,fsdp", 12),
-        ("ghost", "1,4", "serial,ddp", 12),
-    ],
-)
-def test_the_detector_learns_what_serial_learns(
-    mpirun: Launcher, mode: str, ranks: str, backends: str, steps: int
-) -> None:
-    n = max(int(k) for k in ranks.split(","))
-    found = results(mpirun, JOB, n, ranks, str(BATCH), str(COUNT), mode, backends, str(steps))
-    wanted = [name for name in backends.split(",") if name != "horovod" or horovod_missing() is None]
-    assert {name.split("-")[0] for name in found} == set(wanted)
-    assert len(found) == len(wanted)
+@pytest.mark.parametrize(("mode", "n"), [("ghost", 2), ("ghost", 3), ("ghost", 4), ("sync", 3)])
+def test_the_detector_learns_what_serial_learns(mpirun: Launcher, mode: str, n: int) -> None:
+    """20 steps with AdamW in float64, on all backends.
+
+    Each number of ranks is a study by itself: with 2, 3 and 4 in one, the groups of `ghost` would be of one image.
+    """
+    steps, backends = 20, ["ddp", "fsdp", *([] if horovod_missing() else ["horovod"])]
+    found = results(mpirun, JOB, n, f"1,{n}", str(BATCH), str(COUNT), mode, ",".join(["serial", *backends]), str(steps))
     serial = found.pop(SERIAL)
+    assert sorted(name.split("-")[0] for name in found) == sorted(backends)
     assert len(set(serial["images"])) == 2, "an uneven last batch belongs to the case"
     assert max(serial["state"].values()) > 0.05, "its weights move, so equal losses say something"
     for name, run in found.items():
@@ -62,38 +55,37 @@ def test_the_detector_learns_what_serial_learns(
 
 @pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
 def test_local_statistics_make_the_training_depend_on_the_ranks(mpirun: Launcher) -> None:
-    """The two cases above could fail: with statistics of a rank's own images the losses differ visibly."""
-    found = results(mpirun, JOB, 2, "1,2", str(BATCH), str(COUNT), "local", "serial,ddp", "6")
+    """The cases above could fail: with statistics of a rank's own images the losses differ visibly."""
+    found = results(mpirun, JOB, 2, "1,2", str(BATCH), str(COUNT), "local", "serial,ddp", "4")
     serial = found.pop(SERIAL)
     for run in found.values():
         assert np.abs(np.divide(run["losses"], serial["losses"]) - 1).max() > 1e-3
 
 
 @pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
-@pytest.mark.parametrize(
-    ("ranks", "mode", "apart", "worst"),
-    [
-        ("1,2,4", "ghost", [1e-5, 1e-5, 1e-3], [1e-5, 1e-5, 1e-2]),
-        ("1,3", "ghost", [1e-5, 1e-5, 1e-3], [1e-5, 1e-5, 1e-2]),
-        ("1,3", "sync", [5e-4] * 3, [5e-3] * 3),
-    ],
-)
-def test_from_serials_weights_loss_and_gradients_are_serials(
-    mpirun: Launcher, ranks: str, mode: str, apart: list[float], worst: list[float]
-) -> None:
-    """In float32: batches of 12, 12 and 3 images.
+@pytest.mark.timeout(600)
+def test_from_serials_weights_loss_and_gradients_are_serials(mpirun: Launcher) -> None:
+    """Batches of 12 and 3 images, on all backends: in float64 every tensor of the gradient, in float32 the loss.
 
-    The groups of `ghost` have the same bits on any rank, but in the last batch are of one image, whose last map is
-    2 x 2: batch norm over four values is badly conditioned, and rounding shows a hundred times more. The statistics of
-    `sync` are sums in another order than the plain layer's, and 57 layers enlarge that rounding a thousand times.
+    In float32 the gradient is only bounded for the whole batch. The groups of `ghost` in the last batch are of one
+    image, whose last map is 2 x 2: batch norm over four values is badly conditioned. The statistics of `sync` are sums
+    in another order than the plain layer's, and 57 layers enlarge that rounding a thousand times.
     """
-    backends, numbers = "serial,ddp,fsdp,horovod", [int(number) for number in ranks.split(",")]
-    found = results(mpirun, FORCED, numbers[-1], ranks, str(BATCH), "38", mode, "float32", backends)
-    serial = found.pop(SERIAL)
-    assert serial["images"] == [12, 12, 3]
-    assert len(found) == len(numbers[1:]) * (4 if horovod_missing() else 5)
-    for name, run in found.items():
-        assert run["images"] == serial["images"], name
-        np.testing.assert_allclose(run["losses"], serial["losses"], rtol=1e-5, err_msg=name)
-        assert np.less(run["apart"], apart).all(), f"{name}: {run['apart']}"
-        assert np.less(run["worst"], worst).all(), f"{name}: {run['worst']}"
+    exact = [f"float64-{mode}-1,2,3,4" for mode in ("ghost", "sync")]
+    apart = {"float32-ghost-1,4": 1e-5, "float32-sync-1,3": 5e-4}
+    cases = results(mpirun, FORCED, 4, str(BATCH), "26", "serial,ddp,fsdp,horovod", *exact, *apart)
+    assert list(cases) == [*exact, *apart]
+    for case, found in cases.items():
+        serial = found.pop(SERIAL)
+        assert serial["images"] == [12, 3]
+        numbers = case.split("-")[-1].split(",")[1:]
+        kinds = ["ddp-gloo", "ddp-pneumo", "fsdp-gloo", "fsdp-pneumo", *([] if horovod_missing() else ["horovod-mpi"])]
+        assert sorted(found) == sorted(f"{kind}-{k}" for kind in kinds for k in numbers)
+        for name, run in found.items():
+            assert run["images"] == serial["images"], (case, name)
+            if case in exact:
+                np.testing.assert_allclose(run["losses"], serial["losses"], rtol=1e-9, err_msg=f"{case} {name}")
+                assert np.less(run["worst"], 1e-9).all(), f"{case} {name}: {run['worst']}"
+            else:
+                np.testing.assert_allclose(run["losses"], serial["losses"], rtol=1e-5, err_msg=f"{case} {name}")
+                assert run["apart"][0] < apart[case], f"{case} {name}: {run['apart']}"

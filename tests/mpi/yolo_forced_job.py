@@ -1,7 +1,7 @@
 """Under mpirun: the detector's loss and gradients on every backend, from serial's weights at every step, as JSON.
 
-Arguments: the numbers of ranks, with commas; the global batch; the number of images; the mode of batch norm; torch's
-type; the backends, with commas.
+Arguments: the global batch; the number of images; the backends, with commas; and the cases, one after the other: each
+is torch's type, the mode of batch norm and the numbers of ranks with commas, as in `float64-ghost-1,2`.
 """
 
 import json
@@ -17,7 +17,7 @@ from pneumo import process
 from pneumo.train import Training
 from pneumo.world import World
 
-STEPS = 3
+STEPS = 2
 
 
 def look_forced(training: Training, _held: Any, reference: Any, steps: int) -> tuple[dict[str, Any], Any]:
@@ -87,9 +87,12 @@ if __name__ == "__main__":
     process.stay_offline()
     process.limit_threads(1)
     with World.start() as world:
-        ranks, batch, count, batch_norm, dtype, backends = sys.argv[1:]
-        torch.set_default_dtype(getattr(torch, dtype))
-        study = detector(ranks, batch, batch_norm, ["gloo", "pneumo"], backends)
-        result = run(world, study, int(count), STEPS, look_forced)
+        batch, count, backends, *cases = sys.argv[1:]
+        results = {}
+        for case in cases:
+            dtype, batch_norm, ranks = case.split("-")
+            torch.set_default_dtype(getattr(torch, dtype))
+            study = detector(ranks, batch, batch_norm, ["gloo", "pneumo"], backends)
+            results[case] = run(world, study, int(count), STEPS, look_forced)
         if world.rank == 0:
-            print("RESULT " + json.dumps(result))
+            print("RESULT " + json.dumps(results))
