@@ -24,21 +24,25 @@ BATCH, COUNT = 12, 50
 
 def results(mpirun: Launcher, job: Path, n: int, *args: str) -> dict[str, Any]:
     """What a job found of each run, by its backend, comm and ranks; of `FORCED` by case before that."""
-    text = mpirun(n, file=job, args=list(args), timeout=580).stdout
+    text = mpirun(n, file=job, args=list(args), timeout=580 if job == FORCED else 290).stdout
     line = next(line for line in text.splitlines() if "RESULT " in line)
     found: dict[str, Any] = json.loads(line.split("RESULT ", 1)[1])
     return found
 
 
 @pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
-@pytest.mark.parametrize(("mode", "n"), [("ghost", 2), ("ghost", 3), ("ghost", 4), ("sync", 3)])
-def test_the_detector_learns_what_serial_learns(mpirun: Launcher, mode: str, n: int) -> None:
+@pytest.mark.parametrize(
+    ("mode", "n", "count"), [("ghost", 2, COUNT), ("ghost", 3, COUNT + 4), ("ghost", 4, COUNT), ("sync", 3, COUNT)]
+)
+def test_the_detector_learns_what_serial_learns(mpirun: Launcher, mode: str, n: int, count: int) -> None:
     """20 steps with AdamW in float64, on all backends.
 
-    Each number of ranks is a study by itself: with 2, 3 and 4 in one, the groups of `ghost` would be of one image.
+    Each number of ranks is a study by itself: with 2, 3 and 4 in one, the groups of `ghost` would be of one image, and
+    rounding would grow to the size of the losses within the 20 steps. With 3 ranks the last batch has 7 images:
+    with 3, again one for each group, the losses came as far apart as 8e-7, with 7 it is 1e-9.
     """
     steps, backends = 20, ["ddp", "fsdp", *([] if horovod_missing() else ["horovod"])]
-    found = results(mpirun, JOB, n, f"1,{n}", str(BATCH), str(COUNT), mode, ",".join(["serial", *backends]), str(steps))
+    found = results(mpirun, JOB, n, f"1,{n}", str(BATCH), str(count), mode, ",".join(["serial", *backends]), str(steps))
     serial = found.pop(SERIAL)
     assert sorted(name.split("-")[0] for name in found) == sorted(backends)
     assert len(set(serial["images"])) == 2, "an uneven last batch belongs to the case"
