@@ -268,9 +268,9 @@ def identity(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def converted(mode: Mode, model: nn.Module, images: int, ranks: int = 2) -> Norms:
-    """A model in a mode, told of a batch of one group, on the only rank that has images."""
-    norms = Norms(model, mode, identity, ranks)
+def converted(mode: Mode, model: nn.Module, images: int, ranks: int = 2, *, activates: bool = False) -> Norms:
+    """A model in a mode, told of a batch of one group, on the only rank that has images; or a layer that activates."""
+    norms = Norms(model, mode, identity, ranks, [model] if activates else [])
     norms.of_batch([images], 1)
     return norms
 
@@ -281,7 +281,7 @@ def converted(mode: Mode, model: nn.Module, images: int, ranks: int = 2) -> Norm
 def test_gradients_are_those_of_finite_differences(mode: Mode, channels_last: bool, activates: bool) -> None:
     case = Case([[2]], 2, 1, 2, channels_last, activates=activates)
     layer = case.layer()
-    Norms(layer, mode, identity, 2, [layer] if activates else []).of_batch([2], 1)
+    converted(mode, layer, 2, activates=activates)
     inputs = [case.batch(0)[0].requires_grad_(), layer.weight, layer.bias]
 
     def function(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -383,7 +383,7 @@ def test_images_that_lie_apart_in_memory_are_normalised_alike(mode: Mode, activa
     within = torch.cat((x, x), 1).contiguous(memory_format=torch.channels_last)[:, :4]
     for images in (x, torch.cat((x, x), 1)[:, :4], within, x.mT.contiguous().mT):
         layer = case.layer()
-        Norms(layer, mode, identity, 2, [layer] if activates else []).of_batch([5], 1)
+        converted(mode, layer, 5, activates=activates)
         outputs.append(layer(images))
     for other in outputs[1:]:
         assert_close(other, outputs[0], 1e-14)
@@ -530,7 +530,7 @@ def test_what_no_mode_is_written_for_is_refused_by_name(mode: Mode, layer: nn.Mo
 def test_a_copy_of_an_activating_layer_is_one() -> None:
     """And has no plain form, which would not apply its SiLU."""
     layer, x = nn.BatchNorm2d(3), torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
-    Norms(layer, "ghost", identity, 1, [layer]).of_batch([2], 1)
+    converted("ghost", layer, 2, ranks=1, activates=True)
     twin = copy.deepcopy(layer)
     assert torch.equal(twin(x), layer(x))
     assert torch.equal(twin.eval()(x), layer.eval()(x))

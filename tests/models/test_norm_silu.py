@@ -44,14 +44,10 @@ class Whole:
         """What this rank has is what there is."""
         return sums
 
-    def is_blank(self) -> bool:
-        """The batch counts."""
-        return False
 
-
-def images(shape: tuple[int, ...], seed: int, dtype: torch.dtype, spread: float = 1.0) -> torch.Tensor:
+def images(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> torch.Tensor:
     """Numbers of a normal distribution about 0.5, channels innermost."""
-    found = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * spread + 0.5
+    found = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.5
     return found.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -231,31 +227,23 @@ def test_second_derivatives_are_refused() -> None:
         dx.sum().backward()
 
 
+def compared(level: str) -> subprocess.CompletedProcess[str]:
+    """`main` with these instructions, in a process of its own: the level is settled at the first use."""
+    command, env = [sys.executable, __file__], {**os.environ, "PNEUMO_SIMD": level}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
+
+
 @pytest.mark.parametrize("level", ["scalar", "avx2", "avx512"])
 def test_every_level_of_instructions_gives_the_same(level: str) -> None:
-    """But for rounding. In a process of its own: the level is settled at the first use."""
-    found = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "PNEUMO_SIMD": level},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    """But for rounding."""
+    found = compared(level)
     if "PneumoError" in found.stderr and "is none of this machine's" in found.stderr:
         pytest.skip(f"this machine has no {level}")
     assert found.returncode == 0, found.stderr
 
 
 def test_instructions_that_are_none_are_refused() -> None:
-    found = subprocess.run(
-        [sys.executable, __file__],
-        env={**os.environ, "PNEUMO_SIMD": "fast"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    found = compared("fast")
     assert found.stderr.endswith("PneumoError: PNEUMO_SIMD=fast is none of this machine's instructions.\n")
 
 

@@ -12,7 +12,7 @@
 namespace pneumo::layers {
 namespace {
 
-constexpr size_t CHUNK_BYTES = 16 << 10;  // of values: half of a first-level cache, so that a second look finds them
+constexpr size_t CHUNK_BYTES = 16 << 10;  // of values that are summed in their own type, before double takes over
 constexpr size_t WIDTH = 64;              // values of a row at least, as far as there are so many
 
 /// Rows of few channels are taken several at a time, as one wide row: the loops along a row are then long ones.

@@ -44,14 +44,12 @@ class Norms:
             _check(name, layer)
         for _, layer in found:
             activates = any(layer is one for one in activating)
+            kind = _KINDS[mode] if ranks > 1 or mode == "ghost" else _LocalNorm if activates else None
             if not layer.weight.requires_grad:
-                _convert(layer, _FrozenNorm, self._share, activates)
-            elif ranks > 1 or mode == "ghost":
-                _convert(layer, _KINDS[mode], self._share, activates)
-            elif activates:
-                _convert(layer, _LocalNorm, self._share, activates)
+                kind = _FrozenNorm
+            if kind is not None:
+                _convert(layer, kind, self._share, activates)
         self._layers = _layers(model)
-        activating = list(activating)
         assert sum(layer.activates for layer in self._layers) == len(activating), "who activates is no layer here"
 
     def of_batch(self, lengths: Sequence[int], groups: int) -> None:
@@ -136,7 +134,7 @@ class _Norm(nn.BatchNorm2d):
         self.num_batches_tracked.add_(1)
         self.settled = self.settles_itself()
         x = _dense(input)
-        if self.is_blank() and not isinstance(self, _SyncNorm):
+        if not self.share.lengths:
             return self.activated(self.of_blank(x))
         if self.activates and suits(x, self.weight, self.bias):
             return NormSilu.apply(x, self.weight, self.bias, self)  # type: ignore[no-any-return]
@@ -148,7 +146,7 @@ class _Norm(nn.BatchNorm2d):
 
     def settles_itself(self) -> bool:
         """Whether the running statistics are equal on all ranks without `Norms.settle`."""
-        raise NotImplementedError
+        return self.share.ranks == 1
 
     def over_images(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise in training, and keep the running statistics."""
@@ -156,7 +154,7 @@ class _Norm(nn.BatchNorm2d):
 
     def together(self) -> Sequence[int]:
         """The images of each part of the batch that has statistics of its own: here it is the whole batch."""
-        return (sum(self.share.lengths) or 1,)
+        return (sum(self.share.lengths),)
 
     def take(self, mean: torch.Tensor, variance: torch.Tensor, values: Counts) -> Agreed:
         """Move the running statistics, and return those to normalise by: see norm_silu.Statistics."""
@@ -165,10 +163,6 @@ class _Norm(nn.BatchNorm2d):
     def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
         """Return the sums of gradients over all that has the same statistics: here they are this rank's own."""
         return sums
-
-    def is_blank(self) -> bool:
-        """Whether the batch is a blank image in place of an empty share."""
-        return not self.share.lengths
 
     def move(self, statistics: torch.Tensor, fraction: float) -> None:
         """Let the running statistics fade by `momentum`, and add so much of statistics (2, C)."""
@@ -196,9 +190,6 @@ class _FrozenNorm(_Norm):
 class _LocalNorm(_Norm):
     """Statistics of this rank's images."""
 
-    def settles_itself(self) -> bool:
-        return self.share.ranks == 1
-
     def over_images(self, x: torch.Tensor) -> torch.Tensor:
         buffers = self.running_mean, self.running_var
         return F.batch_norm(x, *buffers, self.weight, self.bias, True, self.momentum, self.eps)
@@ -221,9 +212,6 @@ class _GhostNorm(_Norm):
     step, whether or not the ranks were made equal in between, and however empty some shares are. A rank's own running
     statistics mean nothing before that. Variances are unbiased within their group. `num_batches_tracked` counts steps.
     """
-
-    def settles_itself(self) -> bool:
-        return self.share.ranks == 1
 
     def of_blank(self, x: torch.Tensor) -> torch.Tensor:
         """Normalise a blank image; a rank without groups has nothing to add to its running statistics, which fade."""
@@ -306,6 +294,10 @@ class _SyncNorm(_Norm):
     def settles_itself(self) -> bool:
         return True
 
+    def of_blank(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise a blank image by the others' statistics: its rank takes part in the sums, with nothing."""
+        return self.over_images(x)
+
     def over_images(self, x: torch.Tensor) -> torch.Tensor:
         return _Sync.apply(x, self.weight, self.bias, self)  # type: ignore[no-any-return]
 
@@ -319,7 +311,7 @@ class _SyncNorm(_Norm):
         """
         offset = mean[0].double() - self.running_mean
         sums = torch.cat((offset, offset.square().add_(variance[0]), offset.new_ones(1)))
-        sums = self.share.sum(sums.mul_(0 if self.is_blank() else values[0]))
+        sums = self.share.sum(sums.mul_(values[0] if self.share.lengths else 0))
         count = sums[-1].item()
         _refuse_single(count)
         offset, square = sums.div_(count)[:-1].to(mean.device).view(2, -1)
@@ -349,7 +341,7 @@ class _Sync(torch.autograd.Function):
         mean, variance, (ctx.count,) = layer.take(mean[None], variance[None], [x.numel() // len(weight)])
         mean, variance = mean[0].to(x.dtype), variance[0].to(x.dtype)
         ctx.save_for_backward(x, weight, mean, variance)
-        ctx.layer, ctx.blank, ctx.eps = layer, layer.is_blank(), layer.eps
+        ctx.layer, ctx.blank, ctx.eps = layer, not layer.share.lengths, layer.eps
         return F.batch_norm(x, mean, variance, weight, bias, eps=layer.eps)
 
     @staticmethod

@@ -38,9 +38,6 @@ class Statistics(Protocol):
     def sum_over_ranks(self, sums: torch.Tensor) -> torch.Tensor:
         """Return `sums` (parts, 2, C), summed over the ranks that share the statistics; may overwrite them."""
 
-    def is_blank(self) -> bool:
-        """Whether the batch is a blank image in place of an empty share."""
-
 
 def suits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
     """Whether the kernels can take these images of shape (b, C, h, w) and parameters."""
@@ -49,14 +46,8 @@ def suits(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> bool:
         and x.dtype in (torch.float32, torch.float64)
         and x.is_contiguous(memory_format=torch.channels_last)
         and all(one.dtype == x.dtype and one.device == x.device and one.is_contiguous() for one in (weight, bias))
-        and simd_level() is not None
+        and _library() is not None
     )
-
-
-def simd_level() -> str | None:
-    """The instructions that the kernels use; None where they are not built or do not load."""
-    library = _library()
-    return None if library is None else str(library.pneumo_layers_simd().decode())
 
 
 class NormSilu(torch.autograd.Function):
@@ -81,7 +72,7 @@ class NormSilu(torch.autograd.Function):
         for part, *statistics in zip(parts, mean, invstd, strict=True):
             _call("pneumo_norm_silu", x, part, (*statistics, weight, bias), z)
         ctx.save_for_backward(x, weight, bias, mean, invstd)
-        ctx.parts, ctx.layer, ctx.is_blank = parts, layer, layer.is_blank()
+        ctx.parts, ctx.layer = parts, layer
         return z
 
     @staticmethod
@@ -93,14 +84,10 @@ class NormSilu(torch.autograd.Function):
         sums = mean.new_empty(len(ctx.parts), 2, x.shape[1])
         for part, *statistics, sum_ in zip(ctx.parts, mean, invstd, sums, strict=True):
             _call("pneumo_norm_silu_backward", x, part, (*statistics, weight, bias, sum_), dz, dx)
-        if ctx.is_blank:
-            sums.zero_()
         dweight, dbias = sums.sum(0).to(x.dtype)
         if not ctx.needs_input_grad[0]:  # the same on all ranks, since the model is
             return None, dweight, dbias, None
         sums = ctx.layer.sum_over_ranks(sums)
-        if ctx.is_blank:
-            return torch.zeros_like(x), dweight, dbias, None
         for part, *statistics, sum_, count in zip(ctx.parts, mean, invstd, sums, ctx.counts, strict=True):
             _call("pneumo_norm_input_gradients", x, part, (*statistics, weight, sum_, count), dx)
         return dx, dweight, dbias, None
