@@ -172,3 +172,16 @@ def test_export_writes_what_other_programs_read(
     task = YoloTask(Settings(SIZE, 1e-3, "ghost"))
     task.export(task.build().state_dict(), tmp_path / "yolo-ddp-gloo-2x1")
     assert {path.suffix for path in tmp_path.iterdir()} == ({".pt", ".onnx"} if installed else {".pt"})
+
+
+def test_a_model_that_onnx_refuses_is_kept_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such operator\nand a page of graph")
+
+    monkeypatch.setattr(torch.onnx, "export", refuse)
+    task = YoloTask(Settings(SIZE, 1e-3, "ghost"))
+    with pytest.warns(RuntimeWarning, match=r"yolo is kept without ONNX: torch \S+ cannot write .*: no such operator$"):
+        task.export(task.build().state_dict(), tmp_path / "yolo")
+    assert [path.name for path in tmp_path.iterdir()] == ["yolo.pt"]

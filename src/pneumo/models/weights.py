@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from pneumo.errors import Refused
+from pneumo.errors import PneumoError, Refused
 from pneumo.models import MODELS
 from pneumo.models.pickles import ADVICE, read_size, read_tensors
 from pneumo.study.results import write_atomic
@@ -164,7 +164,7 @@ def write_onnx(weights: State, path: Path, *, size: int) -> None:
 
     The answer is that of evaluation mode, before the suppression. Its metadata are Ultralytics': `YOLO(path)` has the
     size and the class from them. Raises Refused where the package `onnx`, which nothing else of ours needs, is not
-    installed, and otherwise as `write_pt`.
+    installed, PneumoError where torch cannot export the network with it, and otherwise as `write_pt`.
     """
     from pneumo.models.yolov8 import CHANNELS, CLASSES, STRIDES
 
@@ -174,6 +174,22 @@ def write_onnx(weights: State, path: Path, *, size: int) -> None:
         raise Refused("Writing ONNX needs the package onnx; install it with pip install onnx.") from None
     network: Any = _plain(weights)
     network.model[-1].export = True  # the answer alone, without the maps
+    try:
+        model = onnx.load_model_from_string(_exported(network, size))
+    except Exception as error:  # of many kinds: torch and onnx have to fit each other
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise PneumoError(f"torch {torch.__version__} cannot write the detector as ONNX: {reason}") from error
+    facts = {"task": "detect", "stride": STRIDES[-1], "imgsz": [size, size], "names": CLASSES, "batch": 1}
+    facts |= {"channels": CHANNELS, "args": {"dynamic": False}}
+    onnx.helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
+    # Where an answer's first dimension has a name, Ultralytics takes the pictures' size for free as well, and not ours.
+    model.graph.output[0].type.tensor_type.shape.dim[0].Clear()
+    write_atomic(path, model.SerializeToString())
+
+
+def _exported(network: nn.Module, size: int) -> bytes:
+    from pneumo.models.yolov8 import CHANNELS
+
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter, and about sizes that are constants here
@@ -186,13 +202,7 @@ def write_onnx(weights: State, path: Path, *, size: int) -> None:
             dynamic_axes={"images": {0: "batch"}, "boxes": {0: "batch"}},
             dynamo=False,  # the other one needs yet another package
         )
-    model = onnx.load_model_from_string(buffer.getvalue())
-    facts = {"task": "detect", "stride": STRIDES[-1], "imgsz": [size, size], "names": CLASSES, "batch": 1}
-    facts |= {"channels": CHANNELS, "args": {"dynamic": False}}
-    onnx.helper.set_model_props(model, {name: str(value) for name, value in facts.items()})
-    # Where an answer's first dimension has a name, Ultralytics takes the pictures' size for free as well, and not ours.
-    model.graph.output[0].type.tensor_type.shape.dim[0].Clear()
-    write_atomic(path, model.SerializeToString())
+    return buffer.getvalue()
 
 
 def _plain(weights: State) -> nn.Module:

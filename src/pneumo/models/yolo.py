@@ -1,5 +1,6 @@
 """The detector: YOLOv8n with one class, trained so that the result does not depend on the number of ranks."""
 
+import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pneumo.errors import PneumoError
 from pneumo.models import yolov8
 from pneumo.models.batchnorm import Norms
 from pneumo.models.boxes import detect
@@ -79,10 +81,16 @@ class YoloTask(Task):
         return share.total / max(scores, 1.0)
 
     def export(self, weights: Mapping[str, torch.Tensor], stem: Path) -> None:
-        """Write STEM.pt, which `ultralytics.YOLO` loads, and STEM.onnx where the package onnx is installed."""
+        """Write STEM.pt, which `ultralytics.YOLO` loads, and STEM.onnx where the package onnx is installed.
+
+        That ONNX cannot be written is a warning: the model is kept without it, and a study does not end for it.
+        """
         write_pt(weights, stem.with_name(f"{stem.name}.pt"), size=self.size)
         if find_spec("onnx"):
-            write_onnx(weights, stem.with_name(f"{stem.name}.onnx"), size=self.size)
+            try:
+                write_onnx(weights, stem.with_name(f"{stem.name}.onnx"), size=self.size)
+            except PneumoError as error:
+                warnings.warn(f"{stem.name} is kept without ONNX: {error}", RuntimeWarning, stacklevel=2)
 
     def settle(self) -> None:
         """Make the running statistics equal on all ranks."""
