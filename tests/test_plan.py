@@ -142,6 +142,18 @@ def test_all_runs_have_the_same_virtual_groups(ranks: tuple[int, ...], asked: in
     assert {run.groups for run in runs} == {groups}
 
 
+@pytest.mark.parametrize(
+    ("ranks", "batch"),
+    [((1, 2), 8), ((1, 2, 4), 8), ((1, 2, 3), 12), ((1, 8), 16), ((5,), 10), ((1, 16), 32), ((3, 8), 48)],
+)
+def test_no_group_of_a_usual_batch_of_the_detector_is_a_single_image(ranks: tuple[int, ...], batch: int) -> None:
+    """Batch norm over one image is so badly conditioned that rounding decides the training."""
+    runs = make(Study(model="yolo", ranks=ranks), size=16).runs
+    assert {run.global_batch for run in runs} == {batch}
+    assert all(batch % rank == 0 for rank in ranks)
+    assert all(batch >= 2 * run.groups for run in runs)
+
+
 def test_missing_horovod_is_said_and_not_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "horovod_missing", lambda _device: "not built")
     made = make(Study())

@@ -67,11 +67,11 @@ class Study:
     epochs: Annotated[int | None, _option(_TRAIN)] = None
     "Train for this many epochs (5 where the budget allows, 60 for yolo)."
     budget: Annotated[str | None, _option(_TRAIN)] = None
-    "Time for all trainings together, as in 240s or 10m (240s, 660s for yolo; none where --epochs is given)."
+    "Time for all trainings together, as in 240s or 10m (240s, 800s for yolo; none where --epochs is given)."
     blocks: Annotated[int, _option(_TRAIN)] = 6
     "Timed blocks a run."
     global_batch: Annotated[int | None, _option(_TRAIN)] = None
-    "Images a step over all ranks (32, or 24 where 3 ranks are among them; 8 or 12 for yolo)."
+    "Images a step over all ranks (32, or 24 where 3 ranks are among them; 8 to 24 for yolo)."
     rank_batch: Annotated[int | None, _option(_TRAIN)] = None
     "Weak scaling: images a step and rank, instead of --global-batch."
     learning_rate: Annotated[float | None, _option(_TRAIN)] = None

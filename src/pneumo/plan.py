@@ -133,9 +133,11 @@ def default_ranks(study: Study, world_size: int) -> tuple[int, ...]:
 
 
 def _usual_batch(study: Study, ranks: Collection[int]) -> int:
-    """The multiple of all numbers of ranks that is nearest to the usual batch, and the smallest one beyond it."""
-    common, usual = math.lcm(*ranks), MODELS[study.model].usual.batches
-    return next((b for b in usual if b % common == 0), common * max(1, round(usual[0] / common)))
+    """The first usual batch that all numbers of ranks divide, with images enough for the virtual groups that they
+    share; else the multiple of their common multiple that is nearest to the usual one."""
+    common, usual = math.lcm(*ranks), MODELS[study.model].usual
+    fits = (b for b in usual.batches if b % common == 0 and b >= usual.group * common)
+    return next(fits, common * max(usual.group, round(usual.batches[0] / common)))
 
 
 def _groups(study: Study, asked: Collection[int], ranks: int) -> int:

@@ -15,12 +15,14 @@ class Usual:
     """What a study of a model takes where it asks for nothing else.
 
     `size` is the edge of its pictures in pixels, which has to be a multiple of `multiple`; `batches` are the images of
-    a global step, the first one that all numbers of ranks divide; `epochs` the most, where the budget allows them.
+    a global step, the first one that all numbers of ranks divide and that has `group` images or more for each virtual
+    group (batch norm over one image alone is badly conditioned); `epochs` the most, where the budget allows them.
     """
 
     size: int = 128
     multiple: int = 4
     batches: tuple[int, ...] = (32, 24)
+    group: int = 1
     epochs: int = 5
     budget_s: float = 240.0
     learning_rate: float = 1e-3
@@ -62,7 +64,7 @@ MODELS = {
     "yolo": Entry(
         "pneumo.models.yolo:YoloTask",
         lambda _size: 3_011_043,
-        Usual(size=416, multiple=32, batches=(8, 12, 24), epochs=60, budget_s=660.0, learning_rate=2e-3),
+        Usual(size=416, multiple=32, batches=(8, 12, 16, 24), group=2, epochs=60, budget_s=800.0, learning_rate=2e-3),
         "boxes",
     ),
     "sleep": Entry("pneumo.models.sleep:SleepTask", lambda _size: (32 * 32 + 1) * 24 + (24 + 1)),
