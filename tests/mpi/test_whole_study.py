@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from harness import Launcher
+from small_study import small_data
 
 from pneumo.data.sample import SampleConfig, write_patients, write_tables
-from pneumo.installed import horovod_missing
+from pneumo.installed import horovod_missing, native_missing
 from pneumo.study.results import load_run
 from pneumo.study.schema import Summary
 from pneumo.study.summary import summarize
@@ -65,3 +67,24 @@ def test_each_gradient_travels_once_a_step_and_with_fsdp_the_parameters_too(stud
         assert (run.calls or 0) >= 1
         assert (run.outside_s or 0) > 0
         assert run.exposed_s is not None
+
+
+@pytest.mark.skipif(native_missing() is not None, reason="needs the native layer")
+def test_a_sharded_model_is_gathered_by_its_own_library_and_recorded(tmp_path: Path) -> None:
+    """DTensor would take another group of the same ranks for it, if only another training of the world made one before.
+
+    Which it does of operations that it has seen before: of this model, not of the CNN.
+    """
+    flags = ["--model", "sleep", "--backends", "serial,fsdp", "--comm", "gloo,pneumo", "--ranks", "1,2"]
+    arguments = [*small_data(tmp_path), *flags, "--epochs", "3", "--blocks", "1", "--save"]
+    Launcher(tmp_path)(2, module="pneumo.launch", args=arguments, timeout=280)
+    result = (tmp_path / "out" / "main" / "latest").resolve()
+    steps, calls = (pd.read_parquet(result / f"{name}.parquet") for name in ("steps", "collectives"))
+    saving = steps.loc[steps["kind"] == "checkpoint", ["run", "rank", "step"]].merge(calls, on=["run", "rank", "step"])
+    gathers = saving[saving["op"] == "allgather"]
+    sharded = [run for run in load_run(result).runs if run.backend == "fsdp"]
+    assert [run.comm for run in sharded] == ["gloo", "pneumo"]
+    for run in sharded:
+        mine = gathers[gathers["run"] == run.run]
+        assert set(mine["rank"]) == {0, 1}, run.comm
+        assert set(mine["backend"]) == {run.comm}
