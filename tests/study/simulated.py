@@ -21,7 +21,7 @@ Cost = tuple[int, int, int]  # wall, CPU, delay in ns
 Work = Callable[[int, int, str], Cost]  # of (rank, step, phase)
 Rows = list[dict[str, Any]]
 
-SERIAL, STYLES = ("serial", "none", 1, 1), ("ddp", "fsdp", "horovod")
+SERIAL, STYLES = ("serial", "none", 1, 1), ("ddp", "fsdp", "fsdp-async", "horovod")
 WHOLE = {"data": 2 * MS, "forward": 30 * MS, "backward": 60 * MS, "optimizer": 8 * MS, "other": MS}
 
 
@@ -47,12 +47,16 @@ def asleep(ns: int) -> Cost:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a collective takes after the last arrival: the library's queue, then the transfer, in ns."""
+    """What a collective takes after the last arrival: the library's queue, then the transfer, in ns.
+
+    `waking_ns` is how much later than the library's end a rank goes on that has waited for it.
+    """
 
     queue_ns: int = 0
     transfer_ns: int = 3 * MS
     tells_start: bool = True
     tells_finish: bool = True
+    waking_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -105,7 +109,7 @@ def _step(
         pieces = max(1, n) if phase == "backward" else 1
         piece = WHOLE[phase] // len(ranks) // pieces
         if phase == "optimizer" and style == "horovod":
-            _wait(ranks, calls, phase)
+            _wait(ranks, calls, phase, network)
         for i in range(pieces):
             for r, rank in enumerate(ranks):
                 # What a rank does beyond its even part it does first, before the first bucket is ready.
@@ -113,9 +117,13 @@ def _step(
             if phase == "backward" and n:
                 calls.append(_send(ranks, calls, network))
                 if style == "fsdp":
-                    _wait(ranks, calls[-1:], phase)
-        if phase == "backward" and style == "ddp":
-            _wait(ranks, calls, phase)
+                    _wait(ranks, calls[-1:], phase, network)
+                elif style == "fsdp-async":
+                    _wait(ranks, calls[-2:-1], phase, network)
+        if phase == "backward" and style == "fsdp-async":
+            _wait(ranks, calls[-1:], phase, network)
+        elif phase == "backward" and style == "ddp":
+            _wait(ranks, calls, phase, network)
     rows = []
     for r, rank in enumerate(ranks):
         costs = {phase: work(r, step, phase) for phase in WHOLE}
@@ -132,12 +140,13 @@ def _send(ranks: list[_Rank], calls: list[dict[str, list[int]]], network: Networ
     return {"enqueued": enqueued, "started": [started] * size, "finished": [started + network.transfer_ns] * size}
 
 
-def _wait(ranks: list[_Rank], calls: list[dict[str, list[int]]], phase: str) -> None:
+def _wait(ranks: list[_Rank], calls: list[dict[str, list[int]]], phase: str, network: Network) -> None:
     for call in calls:
         call["wait_begin"] = [rank.now for rank in ranks]
         for rank, finished in zip(ranks, call["finished"], strict=True):
-            rank.waits.append((phase, max(0, finished - rank.now)))
-            rank.now = max(rank.now, finished)
+            wait = finished - rank.now + network.waking_ns if finished > rank.now else 0
+            rank.waits.append((phase, wait))
+            rank.now += wait
         call["wait_end"] = [rank.now for rank in ranks]
 
 
@@ -229,7 +238,7 @@ def study(
     """
     config = options.pop("config", {})
     edit = options.pop("edit", lambda rows: rows)
-    runs = [SERIAL, ("ddp" if style == "ddp" else style, "gloo", ranks, 1)]
+    runs = [SERIAL, (style, "gloo", ranks, 1)]
     shape = {name: options[name] for name in ("blocks", "steps") if name in options}
     sizes = {} if share is None else {32 // ranks: share_ns(ranks) + share}
     serial = serial_rows(entry(0, *runs[0]), sizes, **shape)

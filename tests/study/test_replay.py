@@ -23,6 +23,10 @@ def replayed(path: Path) -> WhatIf:
     return found.what_if
 
 
+ms = st.integers(0, 20).map(lambda count: count * MS)
+networks = st.builds(Network, ms, ms, st.booleans(), waking_ns=ms)
+
+
 def sleepy(rank: int, _step: int, phase: str) -> simulated.Cost | None:
     return asleep(40 * MS) if (rank, phase) == (1, "backward") else None
 
@@ -31,17 +35,15 @@ def delayed(rank: int, step: int, phase: str) -> simulated.Cost | None:
     return (7 * MS, 0, 7 * MS) if (rank + step) % 4 == 0 and phase == "forward" else None
 
 
-@given(costs, st.sampled_from(STYLES), st.integers(2, 4), st.integers(0, 20), st.integers(0, 3))
+@given(costs, st.sampled_from(STYLES), st.integers(2, 4), networks)
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_with_nothing_changed_it_gives_the_recorded_time(
     tmp_path_factory: pytest.TempPathFactory,
     found: dict[tuple[int, int, str], tuple[int, float, float]],
     style: str,
     ranks: int,
-    transfer: int,
-    queue: int,
+    network: Network,
 ) -> None:
-    network = Network(queue * MS, transfer * MS)
     path = simulated.study(tmp_path_factory.mktemp("r"), ranks, extra=extra_of(found), style=style, network=network)
     result = replayed(path)
     assert result.error == pytest.approx(0, abs=1e-9)

@@ -23,7 +23,7 @@ class Fsdp(Backend):
     def prepare(self, model: nn.Module, make_optimizer: MakeOptimizer, parts: Sequence[nn.Module]) -> None:
         """Shard the model's parameters in place, over dimension 0 of each; the optimizer sees only the shards."""
         group = self.place.group
-        # Meshes of the same ranks are equal but for their names, and DTensor would go on with the group of the first one.
+        # Meshes of the same ranks are equal but for names, and DTensor would go on with the group of the first of them.
         mesh = DeviceMesh.from_group(group, self.place.device.type, mesh_dim_names=(group.group_name,))
         for layer in parts:
             if any(True for _ in layer.parameters()):

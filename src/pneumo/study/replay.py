@@ -2,11 +2,13 @@
 
 Within a block each rank's recorded stretches of computing are run again, one after the other. A collective is ready
 when its last rank has enqueued it and the one before it in its group is done; then it takes what it took. A rank that
-waited goes on when it is done. Changing stretches or what collectives take gives another time of the whole block:
-what one rank gains is lost again where it then waits for another, which no subtraction of sums can know.
+waited goes on when it is done, and after what waking up took. Changing stretches or what collectives take gives another
+time of the whole block: what one rank gains is lost again where it then waits for another, which no subtraction of sums
+can know.
 
     no transfer          a collective takes nothing, queue and waking up included
-    no late peers        no rank takes longer for a stretch than the (lower) median rank did
+    no late peers        no rank comes to an event later than the (lower) median one of its ranks; what a rank is
+                         late at one event and catches up before it is waited for gains nothing
     no oversubscription  run-queue delay is left out: of the stretches, and of the collectives in proportion to the
                          share of `comm` that was delay
 
@@ -47,8 +49,9 @@ class _Script:
 
     `stretch` (E + 1, n) is what a rank computes before an event, last the rest of the block, and `undelayed` the same
     without run-queue delay. An event is of collective `call` (E,), and either its being enqueued or a wait for it,
-    on the ranks `on` (E, n). `takes` (C, n) is what a collective takes on each rank once it is ready; `previous` (C,)
-    is the one before it in its group, or -1.
+    on the ranks `on` (E, n). `takes` (C, n) is what a collective takes on each rank once it is ready, `wakes` (C, n)
+    what going on takes a rank beyond that; `previous` (C,) is the one before it in its group, or -1. `level`: no rank
+    is later than the median one.
     """
 
     call: NDArray[np.intp]
@@ -57,8 +60,18 @@ class _Script:
     stretch: Floats
     undelayed: Floats
     takes: Floats
-    takes_undelayed: Floats
+    wakes: Floats
+    prompt: Floats
     previous: NDArray[np.intp]
+    level: bool = False
+
+    def without_transfer(self) -> "_Script":
+        """Collectives take nothing."""
+        return replace(self, takes=np.zeros_like(self.takes), wakes=np.zeros_like(self.wakes))
+
+    def without_delay(self) -> "_Script":
+        """Nobody waits for a core; of a collective's time the part `prompt` (C, n) is left."""
+        return replace(self, stretch=self.undelayed, takes=self.takes * self.prompt, wakes=self.wakes * self.prompt)
 
 
 def what_if(groups: list[Group], lanes: Lanes, delays: Delays) -> WhatIf:
@@ -74,64 +87,74 @@ def what_if(groups: list[Group], lanes: Lanes, delays: Delays) -> WhatIf:
     return WhatIf(recorded, found.pop("as it was"), found)
 
 
-def _no_late_peers(script: _Script) -> _Script:
-    limit = np.sort(script.stretch, axis=1)[:, (script.stretch.shape[1] - 1) // 2]
-    return replace(script, stretch=np.minimum(script.stretch, limit[:, None]))
-
-
 _CHANGES: dict[str, Callable[[_Script], _Script]] = {
     "as it was": lambda script: script,
-    "no transfer": lambda script: replace(script, takes=np.zeros_like(script.takes)),
-    "no late peers": _no_late_peers,
-    "no oversubscription": lambda script: replace(script, stretch=script.undelayed, takes=script.takes_undelayed),
+    "no transfer": _Script.without_transfer,
+    "no late peers": lambda script: replace(script, level=True),
+    "no oversubscription": _Script.without_delay,
 }
 
 
 def _play(script: _Script) -> float:
-    """The time from the block's begin to the last rank's end, in ns."""
+    """The time from the block's begin to the last rank's end, in ns.
+
+    `late` is where each rank is if it is as late as it was, since it last waited; `now` is where it is.
+    """
     ranks = script.stretch.shape[1]
-    now, done = np.zeros(ranks), np.zeros_like(script.takes)
+    late, done = np.zeros(ranks), np.zeros_like(script.takes)
     for i, call in enumerate(script.call.tolist()):
         on = script.on[i]
-        now += script.stretch[i]
+        late += script.stretch[i]
+        now = late[on]
+        if script.level:
+            now = _levelled(now)
         if script.is_wait[i]:
-            np.maximum(now, done[call], out=now, where=on)
+            begins = np.where(done[call, on] < now, late[on], done[call, on])
+            late[on] = begins + script.wakes[call, on]
         else:
             before = script.previous[call]
-            ready = now[on].max()
+            ready = now.max()
             done[call] = (ready if before < 0 else np.maximum(ready, done[before])) + script.takes[call]
-    return float((now + script.stretch[-1]).max())
+    late += script.stretch[-1]
+    return float((_levelled(late) if script.level else late).max())
+
+
+def _levelled(moments: Floats) -> Floats:
+    middle = (moments.size - 1) // 2
+    return np.minimum(moments, np.partition(moments, middle)[middle])
 
 
 @dataclass(frozen=True, slots=True)
 class _Calls:
     """The C collectives of a block as matrices (C, n) of moments in ns since its begin, not-a-number where none.
 
-    `waited` is when a rank began to wait and `resumed` when it went on; `step` (C,) and `previous` as in `_Script`.
+    `waited` is when a rank began to wait and `resumed` when it went on; `step` (C,) is that of a collective, and the
+    others are as in `_Script`.
     """
 
     sent: Floats
     waited: Floats
     resumed: Floats
     takes: Floats
+    wakes: Floats
     step: NDArray[np.intp]
     previous: NDArray[np.intp]
 
 
 def _calls(groups: list[Group], ranks: int, origin: int) -> _Calls:
     first = np.cumsum([0, *(group.seq.size for group in groups)]).tolist()
-    found = [np.full((first[-1], ranks), np.nan) for _ in range(3)] + [np.zeros((first[-1], ranks))]
+    found = [np.full((first[-1], ranks), np.nan) for _ in range(3)]
+    takes, wakes = np.zeros((2, first[-1], ranks))
     step, previous = np.zeros(first[-1], np.intp), np.arange(-1, first[-1] - 1)
     for low, high, group in zip(first[:-1], first[1:], groups, strict=True):
         previous[low], step[low:high] = -1, group.step_index
         blocked = group.blocked
         told = ((group.present, group.enqueued_ns), (blocked, group.wait_begin_ns), (blocked, group.wait_end_ns))
         cells = np.ix_(np.arange(low, high), group.ranks)
-        for matrix, (known, stamps) in zip(found, told, strict=False):
+        for matrix, (known, stamps) in zip(found, told, strict=True):
             matrix[cells] = np.where(known, stamps - origin, np.nan)
-        found[3][cells] = _takes(group)
-    sent, waited, resumed, takes = found
-    return _Calls(sent, waited, resumed, takes, step, previous)
+        takes[cells], wakes[cells] = _takes(group)
+    return _Calls(*found, takes, wakes, step, previous)
 
 
 def _script(groups: list[Group], lanes: Lanes, delays: Delays, block: int) -> _Script:
@@ -152,19 +175,25 @@ def _script(groups: list[Group], lanes: Lanes, delays: Delays, block: int) -> _S
         slower = np.maximum.accumulate(np.maximum(forward - delays.until(lane, rank, at, steps), 0))
         rows = np.append(here, call.size)
         stretch[rows, rank], undelayed[rows, rank] = np.diff(forward, prepend=0.0), np.diff(slower, prepend=0.0)
-    quick = calls.takes * delays.of_transfer[calls.step]
-    return _Script(call, is_wait, on, stretch, undelayed, calls.takes, quick, calls.previous)
+    prompt = delays.of_transfer[calls.step]
+    return _Script(call, is_wait, on, stretch, undelayed, calls.takes, calls.wakes, prompt, calls.previous)
 
 
-def _takes(group: Group) -> Floats:
-    """How long each collective took once it was ready, until the library's end or a waiting rank's going on."""
+def _takes(group: Group) -> tuple[Floats, Floats]:
+    """How long each collective took once it was ready, on each rank, and how long a rank that waited went on later.
+
+    It ends with the library's end, or where that is not told with a waiting rank's going on.
+    """
     waited = group.blocked & (group.wait_end_ns > group.wait_begin_ns)
     arrived = np.broadcast_to(group.enqueued_ns.max(1, keepdims=True), waited.shape)
-    known = np.where(group.finished_ns != UNKNOWN, group.finished_ns, arrived)
-    end = np.maximum(np.where(waited, group.wait_end_ns, known), arrived)
+    resumed = np.where(waited, np.maximum(group.wait_end_ns, arrived), arrived)
+    told = group.finished_ns != UNKNOWN
+    # The library may stamp its end behind the moment at which a rank that waited for it went on.
+    end = np.where(told, np.where(waited, np.minimum(group.finished_ns, resumed), group.finished_ns), resumed)
+    end = np.maximum(end, arrived)
     ready = np.maximum(arrived, np.vstack([arrived[:1], end[:-1]]))
-    takes: Floats = np.maximum(end - ready, 0).astype(np.float64)
-    return takes
+    wakes = np.where(waited, resumed - np.maximum(end, group.wait_begin_ns), 0)
+    return np.maximum(end - ready, 0).astype(np.float64), np.maximum(wakes, 0).astype(np.float64)
 
 
 def _order(sent: Floats, waited: Floats) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
