@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from mpi4py import MPI
@@ -59,6 +60,37 @@ def disagree(group: Group) -> None:
         dist.all_reduce(torch.ones(4), group=group)
 
 
+def largest_tag(group: Group) -> None:
+    """The largest tag that a refusal names can be used; MPI has fewer than c10d."""
+
+    def pass_one(tag: int) -> None:
+        if rank == 0:
+            dist.send(torch.ones(1), 1, group, tag=tag)
+        else:
+            dist.recv(torch.zeros(1), 0, group, tag=tag)
+
+    if rank == 2:
+        return
+    try:
+        pass_one(2**31 - 1)
+    except RuntimeError as error:
+        largest = int(str(error).split("needs a tag of at most ")[1].split()[0])
+    else:
+        raise AssertionError("MPI leaves two tags at least to us")
+    pass_one(largest)
+
+
+def large_gather(group: Group) -> None:
+    """What a collective needs for large parts is given back at its end."""
+    part, whole = torch.ones(4 << 20), torch.empty(3, 4 << 20)
+    whole.fill_(0)
+    before = psutil.Process().memory_info().rss
+    dist.all_gather_single(whole, part, group)
+    assert bool((whole == 1).all())
+    kept = psutil.Process().memory_info().rss - before
+    assert kept < 40 << 20, f"{kept >> 20} MiB"
+
+
 def long_message(group: Group) -> None:
     """Longer than MPI's counts are: more than 2 GiB."""
     count = (1 << 31) + (1 << 20) + 5
@@ -81,6 +113,8 @@ CASES: dict[str, Callable[[Group], None]] = {
     "uneven splits": uneven_splits,
     "late": late,
     "disagree": disagree,
+    "largest tag": largest_tag,
+    "large gather": large_gather,
     "long message": long_message,
 }
 

@@ -61,3 +61,9 @@ def test_nodes_that_disagree_are_told_who_calls_what(notes: Notes) -> None:
         told = of_rank["disagree"]["told"]
         assert "the node of rank 0 calls broadcast(root 0, 4 x float32)" in told
         assert "the node of rank 1 calls all_reduce(sum, 4 x float32)" in told
+
+
+@pytest.mark.parametrize("name", ["largest tag", "large gather"])
+def test_what_goes_well_between_nodes(notes: Notes, name: str) -> None:
+    """The job says itself where it does not."""
+    assert [of_rank[name]["told"] for of_rank in notes] == ["", "", ""]

@@ -1,13 +1,75 @@
 #include "arena.hpp"
 
+#include <pthread.h>
+#include <sys/mman.h>
+
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <iterator>
+#include <set>
+#include <utility>
 
 namespace pneumo {
 
+/// All arenas of the process, and what happens to them when it forks: every lock is held meanwhile.
+struct Arena::AtFork {
+    static AtFork& get() {
+        static auto* one = new AtFork;  // for as long as the process lives, whoever ends last
+        return *one;
+    }
+    AtFork() {
+        pthread_atfork([] { get().prepare(); }, [] { get().end(&Arena::drop_copy); },
+                       [] { get().end(&Arena::keep_copy); });
+    }
+    void prepare() {
+        mutex.lock();
+        for (Arena* arena : arenas) {
+            arena->mutex_.lock();
+            arena->copy();
+        }
+    }
+    void end(void (Arena::*with_copy)()) {
+        for (Arena* arena : arenas) {
+            (arena->*with_copy)();
+            arena->mutex_.unlock();
+        }
+        mutex.unlock();
+    }
+
+    std::mutex mutex;
+    std::set<Arena*> arenas;
+};
+
 Arena::Arena(std::byte* memory, size_t bytes) : memory_(memory), bytes_(bytes / kAlign * kAlign) {
-    if (bytes_ > 0) free_[0] = bytes_;
+    if (bytes_ == 0) return;
+    free_[0] = bytes_;
+    AtFork& all = AtFork::get();
+    std::lock_guard lock(all.mutex);
+    all.arenas.insert(this);
+}
+
+Arena::~Arena() {
+    AtFork& all = AtFork::get();
+    std::lock_guard lock(all.mutex);
+    all.arenas.erase(this);
+}
+
+void Arena::copy() {
+    if (used_.empty()) return;
+    void* room = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED) return;  // the child then shares its parent's tensors
+    copy_ = static_cast<std::byte*>(room);
+    for (const auto& [offset, length] : used_) std::memcpy(copy_ + offset, memory_ + offset, length);
+}
+
+void Arena::drop_copy() {
+    if (copy_ != nullptr) munmap(std::exchange(copy_, nullptr), bytes_);
+}
+
+void Arena::keep_copy() {
+    if (copy_ == nullptr) return;
+    mremap(std::exchange(copy_, nullptr), bytes_, bytes_, MREMAP_MAYMOVE | MREMAP_FIXED, memory_);
 }
 
 std::byte* Arena::allocate(size_t bytes) {

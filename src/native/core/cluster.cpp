@@ -11,6 +11,7 @@ constexpr size_t kMessage = 64 << 20;  // longer ones are passed in pieces
 constexpr size_t kSmall = 64 << 10;    // up to here the first ranks exchange whole partial results
 // Tags on the wire: collectives are in order, users' own begin at the last.
 constexpr int kCollective = 0, kBroken = 1, kUser = 2;
+constexpr size_t kKeptScratch = 32 << 20;
 // What somebody did before it gave up may still be on its way.
 constexpr std::chrono::seconds kGrace{1};
 
@@ -69,7 +70,8 @@ Cluster::Cluster(std::shared_ptr<Group> local, std::unique_ptr<Wire> wire, int r
       wire_(std::move(wire)),
       rank_(rank),
       nodes_(std::move(nodes)),
-      names_(std::move(names)) {
+      names_(std::move(names)),
+      last_tag_(wire_->last_tag() - kUser) {
     node_of_.resize(names_.size());
     place_of_.resize(names_.size());
     for (size_t k = 0; k < nodes_.size(); ++k) {
@@ -148,12 +150,17 @@ std::vector<int> Cluster::peers(size_t place) const {
     return ranks;
 }
 
-std::byte* Cluster::scratch(size_t bytes) {
+Cluster::Scratch Cluster::scratch(size_t bytes) {
+    if (bytes > kKeptScratch) {
+        std::unique_ptr<std::byte[]> large(new std::byte[bytes]);
+        std::byte* data = large.get();
+        return {std::move(large), data};
+    }
     if (bytes > scratch_bytes_) {
         scratch_.reset(new std::byte[bytes]);
         scratch_bytes_ = bytes;
     }
-    return scratch_.get();
+    return {nullptr, scratch_.get()};
 }
 
 Call Cluster::local_call(Kind kind, size_t count, const Call& like) const {
@@ -256,7 +263,8 @@ Task Cluster::allreduce(Operation& operation, Call call, const void* in, void* o
         // The first ranks combine the nodes' sums; everybody else waits for theirs.
         Call partial = local_call(Kind::REDUCE, count, call), result = local_call(Kind::BROADCAST, count, call);
         partial.root = result.root = 0;
-        std::byte* sum = scratch(count * element);
+        const Scratch room = scratch(count * element);
+        std::byte* sum = room.data;
         co_await local_->reduce(operation, partial, in, sum, dtype, first);
         if (rank_ == mine()[0]) co_await ring(operation, peers(0), sum, count, dtype, call.op, last);
         co_await local_->broadcast(operation, result, sum, count * element);
@@ -272,7 +280,8 @@ Task Cluster::allreduce(Operation& operation, Call call, const void* in, void* o
         from.push_back(static_cast<const std::byte*>(in) + begin(k));
         to.push_back(static_cast<std::byte*>(out) + begin(k));
     }
-    std::byte* sum = scratch(share * element);
+    const Scratch room = scratch(share * element);
+    std::byte* sum = room.data;
     co_await local_->reduce_scatter(operation, local_call(Kind::REDUCE_SCATTER, share, call), std::move(from), sum,
                                     dtype, first);
     co_await ring(operation, peers(static_cast<size_t>(place_of(rank_))), sum, share, dtype, call.op, last);
@@ -287,7 +296,8 @@ Task Cluster::reduce(Operation& operation, Call call, const void* in, void* out,
     const Scale first{scale.before, 1.0}, last{1.0, scale.after};
     Call partial = local_call(Kind::REDUCE, count, call);
     partial.root = 0;
-    std::byte* sum = scratch(bytes);
+    const Scratch room = scratch(bytes);
+    std::byte* sum = room.data;
     co_await local_->reduce(operation, partial, in, sum, dtype, first);
     if (rank_ == mine()[0]) co_await ring(operation, peers(0), sum, count, dtype, call.op, last);
     const int speaker = nodes_[static_cast<size_t>(node_of_[static_cast<size_t>(call.root)])][0];
@@ -335,7 +345,8 @@ Task Cluster::allgather(Operation& operation, Call call, const void* in, std::ve
     // Everybody collects from its place on the other nodes, and tells its own node.
     const size_t nodes = nodes_.size(), ranks = mine().size();
     const auto across = peers(static_cast<size_t>(place_of(rank_)));
-    std::byte* column = scratch(nodes * bytes * (ranks + 1));
+    const Scratch room = scratch(nodes * bytes * (ranks + 1));
+    std::byte* column = room.data;
     std::vector<Message> messages;
     for (size_t k = 0; k < nodes; ++k) {
         if (static_cast<int>(k) == node_) {
@@ -366,7 +377,8 @@ Task Cluster::reduce_scatter(Operation& operation, Call call, std::vector<const 
     const Scale first{scale.before, 1.0}, last{1.0, scale.after};
     // For each node's ranks in turn, this node sums what it has for them; the sum for rank r lies with the rank of its
     // place.
-    std::byte* sums = scratch((nodes + in.size()) * bytes);
+    const Scratch room = scratch((nodes + in.size()) * bytes);
+    std::byte* sums = room.data;
     std::byte* arrived = sums + nodes * bytes;
     std::vector<const void*> sources(nodes);
     std::vector<Message> messages;

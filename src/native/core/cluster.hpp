@@ -19,6 +19,7 @@ class Cluster final : public Communicator {
     Engine& engine() override { return local_->engine(); }
     Lane* lane() override { return &lane_; }
     Arena* arena() override { return local_->arena(); }
+    int last_tag() const override { return last_tag_; }
     std::shared_ptr<Operation> operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) override;
     Task allreduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) override;
     Task reduce(Operation& operation, Call call, const void* in, void* out, DType dtype, Scale scale) override;
@@ -70,17 +71,23 @@ class Cluster final : public Communicator {
     const std::vector<int>& mine() const { return nodes_[static_cast<size_t>(node_)]; }
     /// The ranks of the same place (or the first ones) on every node.
     std::vector<int> peers(size_t place) const;
-    std::byte* scratch(size_t bytes);
+    /// Memory of the operation that runs: a small one's is kept for the next, a large one's is freed at its end.
+    struct Scratch {
+        std::unique_ptr<std::byte[]> large;
+        std::byte* data;
+    };
+    Scratch scratch(size_t bytes);
 
     std::shared_ptr<Group> local_;
     std::unique_ptr<Wire> wire_;
     int rank_;
     std::vector<std::vector<int>> nodes_;
     std::vector<int> names_, node_of_, place_of_;
+    int last_tag_;
     int node_ = 0;
     bool uniform_ = true;
     Lane lane_;
-    std::unique_ptr<std::byte[]> scratch_;  // of the operation that runs
+    std::unique_ptr<std::byte[]> scratch_;
     size_t scratch_bytes_ = 0;
     std::string doing_;      // the collective that runs, for an error's sentence
     uint64_t sequence_ = 0;  // of collectives

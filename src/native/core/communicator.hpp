@@ -51,6 +51,8 @@ class Communicator {
     virtual Lane* lane() = 0;
     /// Memory for tensors that the ranks of this node read without a copy.
     virtual Arena* arena() = 0;
+    /// The largest tag of a message.
+    virtual int last_tag() const = 0;
 
     /// An operation of this group, ready to be submitted; `lane` null for point-to-point ones.
     virtual std::shared_ptr<Operation> operation(Operation::Body body, std::chrono::milliseconds timeout,

@@ -86,7 +86,7 @@ void Engine::forget(const Operation& operation) {
 }
 
 void Engine::submit(std::shared_ptr<Operation> operation, bool awaited) {
-    bool idle = false;
+    bool idle = false, driven = false;
     {
         std::lock_guard lock(mutex_);
         if (stopped_) {  // by a callback at the end of the process, say
@@ -97,9 +97,11 @@ void Engine::submit(std::shared_ptr<Operation> operation, bool awaited) {
         incoming_.push_back(std::move(operation));
         has_incoming_.store(true, std::memory_order_release);
         ++pending_;
-        idle = !driving_ && !watched_;
+        driven = driving_;
+        idle = !driven && !watched_;
     }
-    if (awaited) return;
+    // Who waits for it drives it, but for a thread that drives already and may be asleep over something else.
+    if (awaited && !driven) return;
     doorbell_.ring();
     if (idle) changed_.notify_one();
 }

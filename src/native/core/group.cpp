@@ -68,7 +68,7 @@ Tuning Tuning::fit(Tuning wished, int size, size_t limit, bool arenas) {
                                              " MiB of shared memory for a group; raise PNEUMO_COMM_BYTES");
     }
     const size_t taken = Layout(fitted, size).total;
-    if (arenas && limit > taken) fitted.arena_bytes = (limit - taken) / ranks / Arena::kAlign * Arena::kAlign;
+    if (arenas && limit > taken) fitted.arena_bytes = (limit - taken) / ranks / Arena::kPage * Arena::kPage;
     return fitted;
 }
 
@@ -82,7 +82,7 @@ Layout::Layout(const Tuning& tuning, int size) {
     small = align(steps + Group::kStages * Group::kWindow * kLine, 4096);
     slots = align(small + count * 2 * small_stride, 4096);
     channels = align(slots + count * kDepth * slot_stride, 4096);
-    arenas = align(channels + count * count * channel_stride, Arena::kAlign);
+    arenas = align(channels + count * count * channel_stride, Arena::kPage);
     arena_stride = tuning.arena_bytes;
     total = arenas + count * arena_stride;
 }

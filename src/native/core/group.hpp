@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstring>
+#include <limits>
 #include <list>
 #include <mutex>
 
@@ -51,6 +52,7 @@ class Group final : public Communicator {
     Lane* lane() override { return &lane_; }
     Engine& engine() override { return engine_; }
     Arena* arena() override { return &arena_; }
+    int last_tag() const override { return std::numeric_limits<int>::max(); }
 
     /// An operation of this group, ready to be submitted; `lane` null for point-to-point ones.
     std::shared_ptr<Operation> operation(Operation::Body body, std::chrono::milliseconds timeout, Lane* lane) override;
@@ -145,6 +147,7 @@ class Group final : public Communicator {
     std::exception_ptr examine(Waiting& waiting, bool late, bool deep);
     std::string name(const std::vector<int>& ranks) const;
     void match_receives();
+    void match(Receive& receive);
     void read_offers(int from);
     void read_answers(int to);
     std::string describe() const;
@@ -194,6 +197,7 @@ class Group final : public Communicator {
     std::array<Step, Layout::kDepth> drained_{};  // by slot
     Call call_;                                   // the one that runs
     std::list<Receive*> receives_;                // posted and not yet matched, in order
+    bool matchable_ = false;                      // receives or offers have come since they were last matched
     std::vector<Pair> pairs_;                     // with each rank
     mutable std::mutex broken_mutex_;
     std::string broken_;

@@ -2,6 +2,7 @@
 // passes the data in pieces. One message at a time is under way in a channel, in the order in which they were granted.
 
 #include <algorithm>
+#include <utility>
 
 #include "shared.hpp"
 #include "wire.hpp"
@@ -56,7 +57,7 @@ struct Matched final : Waiting {
     Matched(Group& group, Group::Receive& receive, std::string text, const std::function<bool()>& elsewhere)
         : group(group), receive(receive), text(std::move(text)), elsewhere(elsewhere) {}
     bool ready() override {
-        group.match_receives();
+        if (receive.source < 0) group.match_receives();
         return receive.source >= 0 || (elsewhere && elsewhere());
     }
     bool for_arrival() const override { return true; }
@@ -88,7 +89,8 @@ void Group::read_offers(int from) {
     const uint64_t before = in.offers.taken.load(std::memory_order_relaxed);
     while (!in.offers.empty()) {
         const auto [bytes, tag] = in.offers.pop();
-        pair.offers.push_back({pair.offered++, bytes, tag});
+        pair.offers[tag].push_back({pair.offered++, bytes});
+        matchable_ = true;
     }
     if (in.offers.held_up(before)) members_[static_cast<size_t>(from)].doorbell->ring();
 }
@@ -105,20 +107,25 @@ void Group::read_answers(int to) {
 
 void Group::match_receives() {
     for (int from = 0; from < size_; ++from) read_offers(from);
-    const auto match = [this](Receive& receive) {
-        for (int from = 0; from < size_; ++from) {
-            if (receive.from >= 0 && from != receive.from) continue;
-            auto& offers = pairs_[static_cast<size_t>(from)].offers;
-            const auto has_tag = [&](const Pair::Offer& offer) { return offer.tag == receive.tag; };
-            const auto oldest = std::find_if(offers.begin(), offers.end(), has_tag);
-            if (oldest == offers.end()) continue;
-            receive.source = from, receive.number = oldest->number, receive.bytes = oldest->bytes;
-            offers.erase(oldest);
-            return true;
-        }
-        return false;
-    };
-    receives_.remove_if([&](Receive* receive) { return match(*receive); });
+    if (!std::exchange(matchable_, false)) return;
+    receives_.remove_if([this](Receive* receive) {
+        match(*receive);
+        return receive->source >= 0;
+    });
+}
+
+void Group::match(Receive& receive) {
+    for (int from = 0; from < size_; ++from) {
+        if (receive.from >= 0 && from != receive.from) continue;
+        auto& offers = pairs_[static_cast<size_t>(from)].offers;
+        const auto same_tag = offers.find(receive.tag);
+        if (same_tag == offers.end()) continue;
+        const auto oldest = same_tag->second.front();
+        same_tag->second.pop_front();
+        if (same_tag->second.empty()) offers.erase(same_tag);
+        receive.source = from, receive.number = oldest.number, receive.bytes = oldest.bytes;
+        return;
+    }
 }
 
 Task Group::send(Operation& operation, const void* data, size_t bytes, int to, int tag) {
@@ -164,6 +171,7 @@ Task Group::receive_unless(Operation& operation, void* data, size_t bytes, int f
     throw_if_broken();
     Receive receive{from, tag};
     const Queued posted(receives_, &receive);
+    matchable_ = true;
     const std::string text = message_text("receiving", from < 0 ? "from any rank" : "from " + name({from}), tag, bytes);
     Matched matched(*this, receive, text, elsewhere);
     co_await operation.until(matched);

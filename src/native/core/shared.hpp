@@ -81,13 +81,12 @@ struct alignas(64) Group::Channel {
 struct Group::Pair {
     struct Offer {
         uint64_t number, bytes;
-        int32_t tag;
     };
     std::list<Operation*> sends;  // that have not yet made their offer, in order
     uint64_t sent = 0, offered = 0;
-    std::map<uint64_t, bool> answers;  // to its sends, by the number of the offer
-    std::deque<Offer> offers;          // that no receive has taken
-    bool receiving = false;            // a message is under way
+    std::map<uint64_t, bool> answers;             // to its sends, by the number of the offer
+    std::map<int32_t, std::deque<Offer>> offers;  // by tag, in order: those that no receive has taken
+    bool receiving = false;                       // a message is under way
 };
 
 /// Waits for a step of a stage.

@@ -31,6 +31,8 @@ class Wire {
     };
 
     virtual ~Wire() = default;
+    /// The largest tag of a message.
+    virtual int last_tag() const = 0;
     /// Start to send `bytes` to a rank of the group; messages of one tag arrive in order.
     virtual std::unique_ptr<Request> send(const void* data, size_t bytes, int to, int tag) = 0;
     /// Start to receive exactly `bytes` from a rank of the group.

@@ -130,6 +130,12 @@ class MpiWire final : public Wire {
         MPI_Finalized(&finalized);
         if (finalized == 0) MPI_Comm_free(&comm_);
     }
+    int last_tag() const override {
+        int *last = nullptr, known = 0;
+        check(MPI_Comm_get_attr(comm_, MPI_TAG_UB, &last, &known), "MPI_Comm_get_attr");
+        return known != 0 ? *last : 32767;  // which MPI promises at least
+    }
+
     MpiWire(const MpiWire&) = delete;
     MpiWire& operator=(const MpiWire&) = delete;
 

@@ -13,6 +13,7 @@ namespace {
 
 // What messages that are under way when a group ends are waited for, all together; who sends may never come.
 constexpr std::chrono::milliseconds kGrace{1000};
+constexpr size_t kFewMessages = 64;  // are not worth looking through
 
 }  // namespace
 
@@ -40,23 +41,20 @@ void PneumoBackend::leave() {
 
 void PneumoBackend::shutdown() {
     if (!node_ || shut_.exchange(true) || !node_->communicator->engine().usable()) return;
-    std::deque<std::weak_ptr<Operation>> issued;
+    std::deque<std::weak_ptr<Operation>> collectives;
+    std::vector<std::weak_ptr<Operation>> messages;
     {
         std::lock_guard lock(issued_mutex_);
-        issued.swap(issued_);
+        collectives.swap(collectives_);
+        messages.swap(messages_);
     }
-    std::vector<std::shared_ptr<Operation>> messages;
-    for (const auto& one : issued) {
-        auto operation = one.lock();
-        if (!operation) continue;
-        if (operation->in_order()) {
-            wait_for(node_->communicator->engine(), *operation);
-        } else {
-            messages.push_back(std::move(operation));
-        }
+    for (const auto& issued : collectives) {
+        if (const auto collective = issued.lock()) wait_for(node_->communicator->engine(), *collective);
     }
     const auto limit = Clock::now() + kGrace;
-    for (const auto& message : messages) {
+    for (const auto& issued : messages) {
+        const auto message = issued.lock();
+        if (!message) continue;
         const auto left = std::chrono::ceil<std::chrono::milliseconds>(limit - Clock::now());
         wait_for(node_->communicator->engine(), *message, std::max(left, std::chrono::milliseconds(1)));
     }
@@ -73,6 +71,11 @@ c10d::ErrorType PneumoBackend::getError() {
 }
 
 at::Tensor PneumoBackend::allocateTensor(long size, at::TensorOptions options) {
+    const at::Tensor tensor = allocate(size, options);
+    return tensor.is_complex() ? at::view_as_real(tensor).flatten() : tensor;
+}
+
+at::Tensor PneumoBackend::allocate(long size, at::TensorOptions options) {
     TORCH_CHECK(size >= 0, "pneumo: allocate_tensor of ", size, " elements");
     TORCH_CHECK(options.device().is_cpu(), "pneumo: allocate_tensor offers memory of the CPU, not of ",
                 options.device());
@@ -154,16 +157,25 @@ WorkPtr PneumoBackend::issue(Issue issue) {
     operation->owner = node_;
     const std::weak_ptr<Operation> issued = operation;
     work->submit(std::move(operation), !issue.async);
-    if (issue.async) {
-        std::lock_guard lock(issued_mutex_);
-        const auto over = [](const auto& one) {
-            const auto earlier = one.lock();
-            return !earlier || earlier->done();
-        };
-        while (!issued_.empty() && over(issued_.front())) issued_.pop_front();
-        issued_.push_back(issued);
-    }
+    if (issue.async) remember(issued, issue.in_order);
     return work;
+}
+
+void PneumoBackend::remember(std::weak_ptr<Operation> issued, bool in_order) {
+    const auto over = [](const auto& one) {
+        const auto earlier = one.lock();
+        return !earlier || earlier->done();
+    };
+    std::lock_guard lock(issued_mutex_);
+    if (in_order) {
+        while (!collectives_.empty() && over(collectives_.front())) collectives_.pop_front();
+        collectives_.push_back(std::move(issued));
+        return;
+    }
+    messages_.push_back(std::move(issued));
+    if (messages_.size() < 2 * swept_messages_ + kFewMessages) return;
+    std::erase_if(messages_, over);
+    swept_messages_ = messages_.size();
 }
 
 }  // namespace pneumo

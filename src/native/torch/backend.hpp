@@ -48,7 +48,10 @@ class PneumoBackend final : public c10d::Backend {
     bool supportsTensorAlloc(c10::DeviceIndex) override { return node_->communicator->arena()->bytes() > 0; }
     /// An uninitialised tensor of `size` elements in memory that this node's ranks share, in which collectives read and
     /// write without copies; an ordinary one where there is no room for it. It may outlive the group.
+    /// For DDP's buckets: for a complex type real numbers, twice as many, which its reducer takes for them elsewhere.
     at::Tensor allocateTensor(long size, at::TensorOptions options) override;
+    /// A tensor of `size` elements in the memory that the ranks share, if there is room; else in ordinary memory.
+    at::Tensor allocate(long size, at::TensorOptions options);
     bool supportsSplitting() const override { return true; }
     c10::intrusive_ptr<c10d::Backend> split(const c10::intrusive_ptr<c10d::Store>& store, const std::vector<int>& ranks,
                                             const c10::intrusive_ptr<c10d::Backend::Options>& options) override;
@@ -88,6 +91,8 @@ class PneumoBackend final : public c10d::Backend {
     struct Issue;
 
     WorkPtr issue(Issue issue);
+    /// Keep what `shutdown` has to wait for.
+    void remember(std::weak_ptr<Operation> issued, bool in_order);
     WorkPtr gather_all(const char* operation, c10d::OpType type, const Tensors& outputs, const Tensors& inputs,
                        const c10d::AllgatherOptions& opts);
     /// `wanted`: on the root one tensor for each rank, or one for all; empty elsewhere.
@@ -109,7 +114,10 @@ class PneumoBackend final : public c10d::Backend {
     std::atomic<uint64_t> sequence_{0};
     std::mutex issued_mutex_;
     // What may be under way; guarded by issued_mutex_. Not weak pointers of c10: those keep a Work with its tensors.
-    std::deque<std::weak_ptr<Operation>> issued_;
+    // Collectives end in order; a receive may stay open as long as the group.
+    std::deque<std::weak_ptr<Operation>> collectives_;
+    std::vector<std::weak_ptr<Operation>> messages_;
+    size_t swept_messages_ = 0;  // those that were left when the ended ones were last taken out
     std::atomic<bool> shut_{false}, left_{false};
 };
 

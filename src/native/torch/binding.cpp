@@ -58,7 +58,14 @@ py::list take(pneumo::Recorder& recorder, bool ended) {
 PYBIND11_MODULE(_native, module) {
     module.doc() = "The native part of pneumo.comm: c10d's backend `pneumo`.";
     py::module_::import("torch");  // the classes below derive from its own
-    py::class_<PneumoBackend, c10::intrusive_ptr<PneumoBackend>, c10d::Backend>(module, "PneumoBackend");
+    py::class_<PneumoBackend, c10::intrusive_ptr<PneumoBackend>, c10d::Backend>(module, "PneumoBackend")
+        .def(
+            "allocate_tensor",
+            [](PneumoBackend& backend, int64_t size, at::ScalarType dtype, at::Device device) {
+                return backend.allocate(size, at::TensorOptions().dtype(dtype).device(device));
+            },
+            py::arg("size"), py::kw_only(), py::arg("dtype"), py::arg("device"),
+            py::call_guard<py::gil_scoped_release>(), "A tensor in the memory that the ranks share, if there is room.");
     module.def("create", &create, py::arg("options"), py::arg("backend_options") = py::none(),
                "Make the backend of one process group; collective.");
     py::class_<pneumo::Recorder, std::shared_ptr<pneumo::Recorder>>(module, "Recorder")

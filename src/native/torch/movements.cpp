@@ -26,8 +26,10 @@ void check_splits(const char* operation, const at::Tensor& tensor, const std::ve
     TORCH_CHECK(sum == rows, "pneumo: ", operation, " got splits of ", sum, " rows for a tensor of ", rows);
 }
 
-void check_tag(const char* operation, int tag) {
+void check_tag(const char* operation, int tag, const Communicator& group) {
     TORCH_CHECK(tag >= 0, "pneumo: ", operation, " needs a tag of at least 0, got ", tag);
+    TORCH_CHECK(tag <= group.last_tag(), "pneumo: ", operation, " needs a tag of at most ", group.last_tag(),
+                " between nodes, got ", tag);
 }
 
 }  // namespace
@@ -258,7 +260,7 @@ WorkPtr PneumoBackend::all_to_all_single(at::Tensor& output, at::Tensor& input, 
 }
 
 WorkPtr PneumoBackend::send(Tensors& tensors, int to, int tag) {
-    check_tag("send", tag);
+    check_tag("send", tag, *node_->communicator);
     const at::Tensor dense = only("send", tensors).contiguous();
     check_root("send", to);
     auto group = node_->communicator;
@@ -278,7 +280,7 @@ WorkPtr PneumoBackend::recvAnysource(Tensors& tensors, int tag) {
 }
 
 WorkPtr PneumoBackend::receive(Tensors& tensors, int from, int tag, OpType type) {
-    check_tag("recv", tag);
+    check_tag("recv", tag, *node_->communicator);
     check_output("recv", only("recv", tensors));
     const at::Tensor wanted = tensors[0], room = room_for(wanted);
     auto group = node_->communicator;

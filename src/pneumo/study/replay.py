@@ -121,7 +121,7 @@ def _play(script: _Script) -> float:
 
 def _levelled(moments: Floats) -> Floats:
     middle = (moments.size - 1) // 2
-    return np.minimum(moments, np.partition(moments, middle)[middle])
+    return np.asarray(np.minimum(moments, np.partition(moments, middle)[middle]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,8 @@ def _calls(groups: list[Group], ranks: int, origin: int) -> _Calls:
         for matrix, (known, stamps) in zip(found, told, strict=True):
             matrix[cells] = np.where(known, stamps - origin, np.nan)
         takes[cells], wakes[cells] = _takes(group)
-    return _Calls(*found, takes, wakes, step, previous)
+    sent, waited, resumed = found
+    return _Calls(sent, waited, resumed, takes, wakes, step, previous)
 
 
 def _script(groups: list[Group], lanes: Lanes, delays: Delays, block: int) -> _Script:

@@ -1,8 +1,11 @@
 """Tensors that the group allocates in the memory its ranks share: collectives on them, and their life."""
 
+import os
 import time
 from typing import Any
 
+import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -46,6 +49,15 @@ def check_memory_is_the_groups(ranks: Ranks) -> None:
     assert not is_shared(torch.arange(1000.0))
     assert not is_shared(allocate(ranks.pneumo, torch.zeros(64 << 20))), "more than there is"
     assert_same(tensor, torch.arange(1000.0))
+
+
+def check_memory_of_complex_numbers(ranks: Ranks) -> None:
+    """It has as many elements as are asked for, though DDP gets real numbers for its complex buckets."""
+    values = torch.complex(torch.arange(1000.0), torch.ones(1000))
+    tensor = allocate(ranks.pneumo, values)
+    assert is_shared(tensor) == has_arenas(ranks)
+    dist.all_reduce(tensor, group=ranks.pneumo)
+    assert_same(tensor, values * ranks.size)
 
 
 def check_reductions_in_place(ranks: Ranks) -> None:
@@ -162,3 +174,40 @@ def check_such_a_tensor_can_be_resized(ranks: Ranks) -> None:
     tensor.fill_(1)
     dist.all_reduce(tensor, group=ranks.pneumo)
     assert_same(tensor, torch.full((100_000,), float(ranks.size)))
+
+
+def check_a_forked_child_has_its_own_copy(ranks: Ranks) -> None:
+    """As of any other tensor: what it writes, its parent does not see."""
+    tensor = allocate(ranks.pneumo, torch.arange(50_000.0))
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        tensor.neg_()
+        os.write(write, torch.tensor([tensor[1], tensor[-1], is_shared(tensor)]).numpy().tobytes())
+        os._exit(0)
+    os.close(write)
+    told = os.read(read, 100)
+    os.close(read)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert np.frombuffer(told, np.float32).tolist() == [-1.0, -49_999.0, 0.0]
+    assert is_shared(tensor) == has_arenas(ranks)
+    dist.all_reduce(tensor, group=ranks.pneumo)
+    assert_same(tensor, ranks.size * torch.arange(50_000.0))
+
+
+def check_calls_leave_nothing_behind_while_a_receive_is_open(ranks: Ranks) -> None:
+    """A receive may stay open as long as the group does, and must not keep what was called after it."""
+    if ranks.size == 1:
+        return
+    mail, stop = torch.zeros(1), (ranks.rank + 1) % ranks.size
+    listening = dist.irecv(mail, (ranks.rank - 1) % ranks.size, group=ranks.pneumo)
+    tensor = torch.ones(1)
+    grown = []
+    for _ in range(3):
+        before = psutil.Process().memory_info().rss
+        for _ in range(5000):
+            dist.all_reduce(tensor, group=ranks.pneumo, async_op=True).wait()
+        grown.append(psutil.Process().memory_info().rss - before)
+    dist.send(mail, stop, group=ranks.pneumo)
+    listening.wait()
+    assert min(grown) < 5000 * 100, grown

@@ -182,6 +182,29 @@ def check_several_threads_wait_for_one_work(ranks: Ranks) -> None:
         start(ranks, tensor).wait()
 
 
+def check_a_thread_that_waits_does_not_hold_another_up(ranks: Ranks) -> None:
+    """One thread sleeps in a receive, which drives the engine; what another calls begins at once, not when it looks up.
+
+    It would look up every 100 ms.
+    """
+    if ranks.size == 1:
+        return
+    mail = torch.zeros(1)
+    listener = threading.Thread(target=dist.recv, args=(mail, (ranks.rank - 1) % ranks.size, ranks.pneumo))
+    listener.start()
+    ranks.meet()
+    took = []
+    for _ in range(20):
+        time.sleep(0.01)
+        begin = time.monotonic()
+        dist.all_reduce(torch.ones(4), group=ranks.pneumo)
+        took.append(time.monotonic() - begin)
+    dist.send(torch.ones(1), (ranks.rank + 1) % ranks.size, ranks.pneumo)
+    listener.join()
+    assert mail.item() == 1
+    assert min(took) < 0.05, took
+
+
 def check_then_sees_the_result_and_passes_on_its_own(ranks: Ranks) -> None:
     for group in (ranks.pneumo, ranks.gloo):
         future = start(ranks, torch.ones(2), group).get_future()

@@ -15,6 +15,7 @@ from comm_trainings.case import CASES, Ranks, State, case, dist
 from comm_trainings.models import (
     Plan,
     Twigs,
+    Waves,
     Words,
     cnn,
     compare,
@@ -119,6 +120,8 @@ PLANS = {
     "sparse": Plan(Words, words),
     "mixed_precision": Plan(autocast=True),
     "in_bf16": Plan(in_bf16),
+    "complex": Plan(Waves),
+    "complex_with_bucket_view": Plan(Waves, ddp={"gradient_as_bucket_view": True}),
 }
 
 

@@ -41,6 +41,18 @@ class Words(nn.Module):
         return torch.as_tensor(self.top(self.table(words)))
 
 
+class Waves(nn.Module):
+    """A real layer, and complex weights above it; what comes out is real."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.weights = nn.Linear(12, 7), nn.Parameter(torch.randn(7, 4, dtype=torch.complex64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows of real numbers."""
+        return (self.first(x).to(torch.complex64) @ self.weights).abs()
+
+
 def mlp() -> nn.Module:
     """Sizes that no number of ranks divides."""
     return nn.Sequential(nn.Linear(12, 37), nn.ReLU(), nn.Linear(37, 301), nn.ReLU(), nn.Linear(301, 4))
@@ -146,7 +158,7 @@ def distance(one: State, other: State) -> float:
     worst = 0.0
     for name, value in one.items():
         scale = max(float(other[name].abs().max()), 1e-6)
-        worst = max(worst, float((value.double() - other[name].double()).abs().max()) / scale)
+        worst = max(worst, float((value.cdouble() - other[name].cdouble()).abs().max()) / scale)
     return worst
 
 
@@ -159,7 +171,7 @@ def digest(state: State) -> str:
     """Equal for states that are equal bit for bit."""
     text = hashlib.sha256()
     for value in state.values():
-        text.update(value.detach().double().contiguous().numpy().tobytes())
+        text.update(value.detach().cdouble().contiguous().numpy().tobytes())
     return text.hexdigest()
 
 
