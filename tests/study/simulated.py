@@ -21,7 +21,9 @@ Cost = tuple[int, int, int]  # wall, CPU, delay in ns
 Work = Callable[[int, int, str], Cost]  # of (rank, step, phase)
 Rows = list[dict[str, Any]]
 
-SERIAL, STYLES = ("serial", "none", 1, 1), ("ddp", "fsdp", "fsdp-async", "horovod")
+SERIAL = ("serial", "none", 1, 1)
+AFTER_WORK = ("ddp", "fsdp", "horovod")  # styles that send a bucket behind the work for it
+STYLES = (*AFTER_WORK, "fsdp-async")
 WHOLE = {"data": 2 * MS, "forward": 30 * MS, "backward": 60 * MS, "optimizer": 8 * MS, "other": MS}
 
 
@@ -49,7 +51,8 @@ def asleep(ns: int) -> Cost:
 class Network:
     """What a collective takes after the last arrival: the library's queue, then the transfer, in ns.
 
-    `waking_ns` is how much later than the library's end a rank goes on that has waited for it.
+    `waking_ns` is how much later than the library's end a rank goes on that has waited for it, and `looking_ns` what a
+    wait takes at least.
     """
 
     queue_ns: int = 0
@@ -57,6 +60,7 @@ class Network:
     tells_start: bool = True
     tells_finish: bool = True
     waking_ns: int = 0
+    looking_ns: int = 0
 
 
 @dataclass(slots=True)
@@ -110,18 +114,18 @@ def _step(
         piece = WHOLE[phase] // len(ranks) // pieces
         if phase == "optimizer" and style == "horovod":
             _wait(ranks, calls, phase, network)
+        if phase == "backward" and style == "fsdp-async" and n:
+            calls.append(_send(ranks, calls, network))  # a gather for later: the others are waited for before it
         for i in range(pieces):
             for r, rank in enumerate(ranks):
                 # What a rank does beyond its even part it does first, before the first bucket is ready.
                 rank.now += piece if i else work(r, step, phase)[0] - (pieces - 1) * piece
-            if phase == "backward" and n:
+            if phase == "backward" and len(calls) < n:
                 calls.append(_send(ranks, calls, network))
-                if style == "fsdp":
+                if style.startswith("fsdp"):
                     _wait(ranks, calls[-1:], phase, network)
-                elif style == "fsdp-async":
-                    _wait(ranks, calls[-2:-1], phase, network)
         if phase == "backward" and style == "fsdp-async":
-            _wait(ranks, calls[-1:], phase, network)
+            _wait(ranks, calls[:1], phase, network)
         elif phase == "backward" and style == "ddp":
             _wait(ranks, calls, phase, network)
     rows = []
@@ -145,6 +149,7 @@ def _wait(ranks: list[_Rank], calls: list[dict[str, list[int]]], phase: str, net
         call["wait_begin"] = [rank.now for rank in ranks]
         for rank, finished in zip(ranks, call["finished"], strict=True):
             wait = finished - rank.now + network.waking_ns if finished > rank.now else 0
+            wait = max(wait, network.looking_ns)
             rank.waits.append((phase, wait))
             rank.now += wait
         call["wait_end"] = [rank.now for rank in ranks]

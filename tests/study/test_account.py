@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simulated
 from accounts import account_of, closes, row_of
-from simulated import MS, STYLES, Network, asleep
+from simulated import AFTER_WORK, MS, STYLES, Network, asleep
 from synthetic import entry
 
 from pneumo.study.account import TERMS, Account, Reference, share_cost
@@ -104,7 +104,7 @@ def test_names_of_what_is_injected_into_a_validation() -> None:
     assert injected(config, "checkpoint") == {}
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", AFTER_WORK)
 def test_a_slow_transport_is_transfer(tmp_path: Path, style: str) -> None:
     path = [simulated.study(tmp_path / str(ms), 4, style=style, network=Network(0, ms * MS)) for ms in (20, 40)]
     before, after = (row_of(p) for p in path)
@@ -477,3 +477,25 @@ def test_a_reference_has_lost_nothing_against_itself() -> None:
 def test_of_one_size_a_smaller_batch_costs_its_part() -> None:
     reference = Reference(entry(0, *simulated.SERIAL), cast(Ledger, None), {1: {50: 0.05}})
     assert reference.cost(1, np.array([50.0, 30.0, 0.0, 50.0])) == pytest.approx([0.05, 0.03, 0, 0.05])
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("phase", ["forward", "backward", "optimizer"])
+@pytest.mark.parametrize("cause", ["sleep", "compute"])
+def test_a_rank_that_is_always_last_and_never_waits_is_named_with_its_phase_and_cause(
+    tmp_path: Path, style: str, ranks: int, phase: str, cause: str
+) -> None:
+    """Its collectives are done when it turns to them, if they take no time: what it did has no wait to begin with."""
+    cost = asleep(10 * MS) if cause == "sleep" else (10 * MS, 10 * MS, 0)
+    study = simulated.study(
+        tmp_path,
+        ranks,
+        extra=lambda rank, _step, here: cost if (rank, here) == (1, phase) else None,
+        style=style,
+        network=Network(transfer_ns=0),
+        steps=8,
+    )
+    late = row_of(study).late
+    assert sum(one.rank_s for one in late) > 0.1
+    assert {(one.rank, one.phase, one.cause) for one in late} == {(1, phase, cause)}

@@ -24,7 +24,7 @@ def replayed(path: Path) -> WhatIf:
 
 
 ms = st.integers(0, 20).map(lambda count: count * MS)
-networks = st.builds(Network, ms, ms, st.booleans(), waking_ns=ms)
+networks = st.builds(Network, ms, ms, st.booleans(), waking_ns=ms, looking_ns=st.sampled_from([0, MS // 100]))
 
 
 def sleepy(rank: int, _step: int, phase: str) -> simulated.Cost | None:
@@ -86,3 +86,14 @@ def test_what_one_rank_gains_another_may_take(tmp_path: Path) -> None:
     path = simulated.study(tmp_path, 2, extra=in_turns, style="fsdp", network=Network(0, 0))
     result = replayed(path)
     assert result.recorded_s - result.scenarios_s["no oversubscription"] == pytest.approx(8 * 0.02)
+
+
+def test_who_catches_up_before_anybody_waits_was_not_late(tmp_path: Path) -> None:
+    """Rank 1 is early with each first bucket, and with the last one, for which all wait, nobody is early or late."""
+
+    def early(records: simulated.Rows) -> simulated.Rows:
+        return [r | {"enqueued_ns": r["enqueued_ns"] - 5 * MS * ((r["rank"], r["seq"] % 2) == (1, 0))} for r in records]
+
+    result = replayed(simulated.study(tmp_path, 2, edit=early, network=Network(0, 0)))
+    assert result.recorded_s == pytest.approx(result.scenarios_s["no late peers"])
+    assert result.error == pytest.approx(0, abs=1e-9)

@@ -118,7 +118,7 @@ def simulated_steps(path: Path) -> list[tuple[int, int, int]]:
     return [(row["run"] + 1, row["begin_ns"], row["wall_ns"]) for row in rows]
 
 
-@pytest.mark.parametrize("style", simulated.STYLES)
+@pytest.mark.parametrize("style", simulated.AFTER_WORK)
 def test_arrows_lead_from_the_late_rank_to_all_others_and_it_is_marked(tmp_path: Path, style: str) -> None:
     events = trace(result(tmp_path, style=style, late=2, buckets=1, blocks=1, steps=3))["traceEvents"]
     tracks = names(events)

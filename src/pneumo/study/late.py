@@ -1,19 +1,20 @@
 """Who was late: the rank that the others waited for, in which phase it spent the time, and for what cause.
 
 For each collective the last rank to arrive answers for the peer wait of all others; nobody does where it is unknown.
-What each rank did since its own latest wait is laid beside the median of what the others did: the phase in which the
-late rank exceeds it most is where it lost the time. The cause is then what grew in that phase of these steps over the
+What each rank has done since a common moment is laid beside the median of what the others did: the phase in which the
+late rank exceeds it most is where it lost the time. That moment is when the last rank came to the latest collective
+that any of them has waited for: then all were there. The cause is then what grew in that phase of these steps over the
 others' median:
 
     off_cpu   run-queue delay: the thread was ready and had no core
     compute   CPU time: it had more to compute, or computed slower
-    sleep     neither of these: it was blocked; of comm: it came late out of its latest wait
+    sleep     neither of these: it was blocked; of comm: it came late out of a wait
     data      the phase is the wait for the next batch
     alone     it did what others did not: validation, a checkpoint
-    unknown   it lost the time between two steps, where nothing is measured
+    unknown   it lost the time between two steps, where nothing is measured; or nothing that is measured grew
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,22 +102,31 @@ def _order(row: Late) -> tuple[float, int, str, str]:
 
 
 def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Single, NDArray[np.int32]]]:
-    """For each group of one block what each rank did before each arrival since its latest wait, in ns (9, K, n).
+    """For each group of one block what each rank did before each arrival since all were last there, in ns (9, K, n).
 
     Also the step in which that stretch begins, (K, n). Where a record is lost the stretch is not-a-number.
     """
-    found = []
+    found, since = [], []
     for group in groups:
         shape = group.enqueued_ns.shape
         found.append((np.full((len(PLACES), *shape), np.nan, np.float32), np.zeros(shape, np.int32)))
-    for rank in range(lanes.begin.shape[1]):
-        lane = Lane(lanes, groups, rank, block)
-        for group, (spent, begun) in zip(groups, found, strict=True):
-            for i in np.flatnonzero(group.ranks == rank).tolist():
-                here = np.flatnonzero(group.enqueued_ns[:, i] != UNKNOWN)
-                stretch = lane.since_wait(group.enqueued_ns[here, i], group.step_index[here])
-                spent[:, here, i], begun[here, i] = stretch
+        since.append(np.zeros(shape[0], np.int64))
+    on_lane = [Lane(lanes, groups, rank, block) for rank in range(lanes.begin.shape[1])]
+    for lane, which, column, here in _columns(groups, on_lane):
+        arrived = lane.waits.arrived(groups[which].enqueued_ns[here, column])
+        since[which][here] = np.maximum(since[which][here], arrived)
+    for lane, which, column, here in _columns(groups, on_lane):
+        moment, step = groups[which].enqueued_ns[here, column], groups[which].step_index[here]
+        spent, begun = found[which]
+        spent[:, here, column], begun[here, column] = lane.between(since[which][here], moment, step)
     return found
+
+
+def _columns(groups: list[Group], on_lane: list[Lane]) -> Iterator[tuple[Lane, int, int, NDArray[np.intp]]]:
+    """Each rank's lane, index of a group, its column there, and the rows in which its arrival is known."""
+    for which, group in enumerate(groups):
+        for column, rank in enumerate(group.ranks.tolist()):
+            yield on_lane[rank], which, column, np.flatnonzero(group.enqueued_ns[:, column] != UNKNOWN)
 
 
 def _blame(
@@ -176,7 +186,7 @@ def _cause(
 ) -> NDArray[np.intp]:
     wall, cpu, delay = (_sums(x, place, *steps)[:, ranks] for x in (lanes.phases, clocks.cpu, clocks.delay))
     grown = np.stack([_excess(x, last) for x in (delay, cpu, wall - cpu - delay)])
-    cause: NDArray[np.intp] = grown.argmax(0)
+    cause: NDArray[np.intp] = np.where(grown.max(0) > 0, grown.argmax(0), CAUSES.index("unknown"))
     # Whatever kept a batch away, the rank waited for data, unless it only lacked a core.
     cause[(place == PROGRAM.index("data")) & (cause != CAUSES.index("off_cpu"))] = CAUSES.index("data")
     return cause

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROGRAM = ("data", "forward", "backward", "optimizer", "other")  # the order of the phases within a step
 BETWEEN = "between steps"
 ALONE = ("validate", "checkpoint")  # kinds of rows that may lie between a rank's training steps
-COMM = "comm"  # what a rank's latest wait took after the last arrival, and waits without a record
+COMM = "comm"  # waits, after the last arrival; those without a record too
 PLACES = (*PROGRAM, BETWEEN, *ALONE, COMM)
 
 
@@ -85,11 +85,11 @@ def _named(alone: "Columns", previous: Ints, begin: Ints) -> Floats:
 class Waits:
     """The waits of one rank in order, and how much of the time up to a moment it has spent in them, in ns."""
 
-    def __init__(self, begin: Ints, end: Ints, moving: Ints) -> None:
+    def __init__(self, begin: Ints, end: Ints, arrived: Ints) -> None:
         # One that ended as it began was no wait: its collective had finished before.
         waited = np.flatnonzero(end > begin)
         order = waited[np.argsort(begin[waited], kind="stable")]
-        self.begin, self._moving = begin[order], moving[order]
+        self.begin, self._arrived = begin[order], np.maximum.accumulate(arrived[order])
         # Waits of one thread cannot overlap; where records say so, the shared time counts once.
         self.end = np.maximum.accumulate(np.maximum(end[order], self.begin))
         start = np.maximum(self.begin, np.concatenate([self.begin[:1], self.end[:-1]]))
@@ -105,8 +105,7 @@ class Waits:
             for column in np.flatnonzero(group.ranks == rank).tolist():
                 first, last = group.wait_begin_ns[:, column], group.wait_end_ns[:, column]
                 known = (first != UNKNOWN) & (last != UNKNOWN)
-                moving = np.maximum(last - np.maximum(first, arrived), 0)
-                found.append(np.stack([first[known], last[known], moving[known]]))
+                found.append(np.stack([first[known], last[known], arrived[known]]))
         return cls(*np.concatenate(found, axis=1))
 
     def until(self, moment: Ints) -> Ints:
@@ -118,13 +117,12 @@ class Waits:
         within = np.clip(np.minimum(moment, self.end[last]) - self._start[last], 0, None)
         return np.where(i > 0, self._before[last] + within, 0)
 
-    def previous(self, moment: Ints) -> tuple[Ints, Ints]:
-        """Of the latest wait that has ended by each moment its end, and its ns after all had arrived; 0 for none."""
+    def arrived(self, moment: Ints) -> Ints:
+        """When the last rank came to what this one had waited for latest by each moment; 0 where it had not waited."""
         if not self.end.size:
-            return np.zeros_like(moment), np.zeros_like(moment)
+            return np.zeros_like(moment)
         i = np.searchsorted(self.end, moment, side="right")
-        last = np.maximum(i - 1, 0)
-        return np.where(i > 0, self.end[last], 0), np.where(i > 0, self._moving[last], 0)
+        return np.where(i > 0, self._arrived[np.maximum(i - 1, 0)], 0)
 
 
 class Lane:
@@ -134,7 +132,7 @@ class Lane:
         self.waits = Waits.of(groups, rank)
         low, high = np.searchsorted(lanes.block_index, [block, block + 1]).tolist()
         self._low = low
-        self._begin = np.ascontiguousarray(lanes.begin[low:high, rank])
+        self._begin, self._end = (np.ascontiguousarray(x[low:high, rank]) for x in (lanes.begin, lanes.end))
         self._waited = self.waits.until(self._begin)
         self._phases = np.ascontiguousarray(lanes.phases[:, low:high, rank])
         self._edges = np.cumsum(self._phases, 0) - self._phases
@@ -155,26 +153,28 @@ class Lane:
         clock = (moment - self._begin[step]) - (self.waits.until(moment) - self._waited[step])
         return clock, np.clip(clock - self._edges[1, step], 0.0, self._unrecorded[step])
 
-    def since_wait(self, moment: Ints, step: NDArray[np.intp]) -> tuple[Floats, NDArray[np.intp]]:
-        """What the rank did in each place between its latest wait (or its block's begin) and each moment of a step.
+    def between(self, since: Ints, moment: Ints, step: NDArray[np.intp]) -> tuple[Floats, NDArray[np.intp]]:
+        """What the rank did in each place from `since` (0: its block's begin) to each moment of a step.
 
         Returns ns (9, m) in the order of PLACES, and the step in which that stretch begins, (m,): of one that begins
         with the block the one before its first.
         """
-        since, moving = self.waits.previous(moment)
+        since = np.minimum(since, moment)
         begun = np.clip(np.searchsorted(self._begin, since, side="right") - 1, 0, step - self._low) + self._low
-        # Before its first wait a rank has done everything since the block's begin.
-        waited = since > 0
-        spent = self._done(moment, step) - np.where(waited, self._done(since, begun), 0.0)
-        spent[PLACES.index(COMM)] += moving
-        return spent, np.where(waited, begun, self._low - 1)
+        spent = self._done(moment, step) - np.where(since > 0, self._done(since, begun), 0.0)
+        return np.maximum(spent, 0.0), np.where(since > 0, begun, self._low - 1)
 
     def _done(self, moment: Ints, step: NDArray[np.intp]) -> Floats:
-        """What has been done in each place since the block's begin, (9, m) ns; of COMM what has no record."""
+        """What has been done in each place since the block's begin, up to moments in a step or behind it, (9, m) ns."""
         at = step - self._low
         unrecorded = self._unrecorded_before[at] + self._clock(moment, at)[1]
         phases = self._phases_before[:, at] + self.into_step(moment, step)
-        return np.concatenate([phases, self._gaps[:, at], unrecorded[None]])
+        after = np.minimum(at + 1, self._begin.size - 1)
+        gap = self._gaps[:, after] - self._gaps[:, at]
+        # In what order the parts of a gap come is not known.
+        part = np.clip((moment - self._end[at]) / np.maximum(gap.sum(0), 1), 0, 1)
+        waits = unrecorded + self.waits.until(moment)
+        return np.concatenate([phases, self._gaps[:, at] + part * gap, waits[None]])
 
 
 @dataclass(frozen=True, slots=True)
