@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumo.study.breakdown import COMPUTE
-from pneumo.study.collectives import UNKNOWN, Floats, Group, Ints, split
+from pneumo.study.collectives import UNKNOWN, Floats, Group, Ints, beyond, split
 from pneumo.study.schema import PHASES
 from pneumo.study.timeline import ALONE, Waits
 
@@ -140,9 +140,10 @@ def _idle(
 class Blocked:
     """Time blocked on collectives in seconds, each (blocks, ranks); see `collectives.split`.
 
-    `woken` is the part of `transfer` after the library had finished. `hidden` is not blocked time: it is what
-    collectives took after the last arrival (and the library's start, where that is known) while the main thread was
-    in no wait, summed over collectives, of those whose end and last arrival are known.
+    `woken` is the part of `transfer` after the library had finished. `hidden` is not blocked time: it is the time in
+    which the main thread was in no wait while at least one collective was under way, after its last arrival (and the
+    library's start, where that is known). It counts once however many are; those count whose end and last arrival are
+    known. So a rank's `hidden` is at most its time outside waits.
     """
 
     peer_wait: Floats
@@ -171,19 +172,41 @@ def blocked(groups: list[Group], shape: tuple[int, int]) -> Blocked:
         for name in ("peer_wait", "queue", "transfer", "woken", "untold"):
             values = np.add.reduceat(getattr(parts, name), edges, axis=0)
             sums[name][np.ix_(piece.block_index[edges], piece.ranks)] += values
-    arrived = [group.enqueued_ns.max(1) for group in groups]
+    whole = [_Whole.of(group) for group in groups]
     for rank in range(shape[1]):
-        waits = Waits.of(groups, rank)
-        for group, arrival in zip(groups, arrived, strict=True):
-            for column in np.flatnonzero(group.ranks == rank).tolist():
-                block, hidden = _hidden(group, column, arrival, waits)
-                sums["hidden"][:, rank] += np.bincount(block, weights=hidden, minlength=shape[0])
+        block, hidden = _hidden(whole, rank, Waits.of(groups, rank))
+        sums["hidden"][:, rank] = np.bincount(block, weights=hidden, minlength=shape[0])
     return Blocked(**{name: values / 1e9 for name, values in sums.items()})
 
 
-def _hidden(group: Group, column: int, arrived: Ints, waits: Waits) -> tuple[Ints, Ints]:
-    """Block index and hidden ns of the collectives of one rank whose end and last arrival are known."""
-    known = np.flatnonzero((group.finished_ns[:, column] != UNKNOWN) & group.whole)
-    begin = np.maximum(arrived[known], group.started_ns[known, column])
-    end = np.maximum(group.finished_ns[known, column], begin)
-    return group.block_index[known], (end - begin) - (waits.until(end) - waits.until(begin))
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """Those collectives of a group of which all arrivals are known: which they are (K,), and when the last came."""
+
+    group: Group
+    index: NDArray[np.intp]
+    arrived_ns: Ints
+
+    @classmethod
+    def of(cls, group: Group) -> "_Whole":
+        index = np.flatnonzero(group.whole)
+        return cls(group, index, group.enqueued_ns.max(1)[index])
+
+    def under_way(self, rank: int) -> list[Ints]:
+        """Begin, end and block index of those on a rank whose end is known, (3, m) for each column of the rank."""
+        found = []
+        for column in np.flatnonzero(self.group.ranks == rank).tolist():
+            started, finished = (x[self.index, column] for x in (self.group.started_ns, self.group.finished_ns))
+            both = np.stack([np.maximum(self.arrived_ns, started), finished, self.group.block_index[self.index]])
+            found.append(both[:, finished != UNKNOWN])
+        return found
+
+
+def _hidden(groups: list[_Whole], rank: int, waits: Waits) -> tuple[Ints, Ints]:
+    """Block index and hidden ns of a rank's collectives in order; each adds what was not hidden by those before it."""
+    parts = [np.zeros((3, 0), np.int64), *(part for group in groups for part in group.under_way(rank))]
+    found = np.concatenate(parts, axis=1)
+    begin, end, block = found[:, np.argsort(found[0], kind="stable")]
+    begin, _ = beyond(begin, end, np.array([UNKNOWN]))
+    end = np.maximum(begin, end)
+    return block, (end - begin) - (waits.until(end) - waits.until(begin))

@@ -165,7 +165,7 @@ def per_rank(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) ->
         if len(shown) < row.ranks:
             table.add_row("", f"+{row.ranks - len(shown)}", *["..."] * len(columns), style="dim")
     yield table
-    hidden = "seconds that collectives took while the rank computed: nothing is lost by them"
+    hidden = "seconds in which collectives were under way while the rank was in no wait: nothing is lost by them"
     yield legend([("hidden", hidden), ("clock", describe(run))])
 
 
