@@ -26,7 +26,7 @@ reference's own steps their mean, so that against itself it has lost nothing. Ma
 a phase (bucket copies, hooks) has no stamp of its own: it is CPU time beyond c, so it is part of slower on CPU.
 
 The residual is computed as what the terms leave of N*T_N - T_1. By the identity above it is the growth of sleep in the
-three compute phases, less what `named_sleeps` name; where there are no share rows, also the CPU's growth.
+three compute phases, less what --inject put there; where there are no share rows, also the CPU's growth.
 """
 
 from collections.abc import Callable, Mapping
@@ -189,13 +189,13 @@ def make_account(
     waits: Blocked,
     reference: Reference | None,
     shares: Floats | None,
-    named_sleeps: Mapping[tuple[int | None, str], str],
+    injected: Mapping[tuple[int | None, str], float],
     **rest: Any,
 ) -> Account:
     """Write up the account of one run.
 
-    `shares` is `share_cost`. `named_sleeps` names the sleep that is measured in a (rank, phase), rank None being all:
-    it becomes an item of `other`.
+    `shares` is `share_cost`. `injected` are the seconds of sleep that were put into each row of a (rank, phase), rank
+    None being all: as much of the sleep there becomes an item of `other`.
     """
     items = {"transfer": {"in transfer": waits.transfer - waits.woken, "waking up after it": waits.woken}}
     delays = {"delay within comm": ours.delay["comm"], "delay outside comm": ours.delay_outside_comm}
@@ -208,7 +208,7 @@ def make_account(
         )
     theirs = reference.ledger
     growth = _Growth(ours, theirs)
-    items |= _items(ours, theirs, waits, growth, named_sleeps)
+    items |= _items(ours, theirs, waits, growth, injected)
     terms["data_stall"] = growth(ours.wall["data"] - ours.delay["data"], theirs.wall["data"] - theirs.delay["data"])
     terms |= {name: sum(items[name].values(), np.zeros_like(ours.images)) for name in ("off_cpu", "other")}
     if shares is not None:
@@ -226,12 +226,12 @@ def _items(
     theirs: Ledger,
     waits: Blocked,
     growth: "_Growth",
-    named_sleeps: Mapping[tuple[int | None, str], str],
+    injected: Mapping[tuple[int | None, str], float],
 ) -> dict[str, dict[str, Floats]]:
     """The parts of off-CPU and of other."""
     ours_by_others = ours.delay_outside_comm - ours.helpers_delay
     theirs_by_others = theirs.delay_outside_comm - theirs.helpers_delay
-    sleep = {phase: growth(ours.sleep(phase), theirs.sleep(phase)) for phase in COMPUTE}
+    put = {(rank, phase): seconds for (rank, phase), seconds in injected.items() if phase in COMPUTE}
     return {
         "off_cpu": {
             "own helper threads, at most": growth(ours.helpers_delay, theirs.helpers_delay),
@@ -244,7 +244,7 @@ def _items(
             "waits without a record": growth(ours.wall["comm"] - waits.recorded, theirs.wall["comm"]),
             "waits on collectives with lost records": waits.untold,
             **{name: growth(ours.idle[name], theirs.idle[name]) for name in ours.idle},
-            **_named(sleep, named_sleeps),
+            **({"injected sleep": _injected(ours, theirs, growth, put)} if put else {}),
         },
     }
 
@@ -262,14 +262,13 @@ class _Growth:
         return grown
 
 
-def _named(sleep: Mapping[str, Floats], names: Mapping[tuple[int | None, str], str]) -> dict[str, Floats]:
-    found: dict[str, Floats] = {}
-    taken = {phase: np.zeros(values.shape, bool) for phase, values in sleep.items()}
-    for (rank, phase), name in names.items():
-        if phase in sleep:
-            ranks = slice(None) if rank is None else slice(rank, rank + 1)
-            part = np.zeros_like(sleep[phase])
-            part[:, ranks] = np.where(taken[phase][:, ranks], 0.0, sleep[phase][:, ranks])
-            taken[phase][:, ranks] = True
-            found[name] = found.get(name, 0.0) + part
-    return found
+def _injected(
+    ours: Ledger, theirs: Ledger, growth: _Growth, injected: Mapping[tuple[int | None, str], float]
+) -> Floats:
+    """How much of the growth of sleep was put there, (blocks, ranks): at most as much as was; the rest has no name."""
+    most = {phase: np.zeros_like(ours.images) for phase in COMPUTE}
+    for (rank, phase), seconds in injected.items():
+        ranks = slice(None) if rank is None else slice(rank, rank + 1)
+        most[phase][:, ranks] += seconds * ours.times[phase][:, ranks]
+    parts = (np.clip(growth(ours.sleep(phase), theirs.sleep(phase)), 0, most[phase]) for phase in COMPUTE)
+    return sum(parts, np.zeros_like(ours.images))

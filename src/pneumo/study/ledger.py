@@ -23,9 +23,10 @@ class Ledger:
 
     `length` (blocks,) is from the first rank's begin to the last rank's end. `wall`, `cpu` and `delay` are by phase;
     where a platform has no CPU clock at all a phase's CPU is its wall time without delay (on a device a phase *is*
-    the time of its kernels). `helpers_delay` is the part of the delay outside `comm` in which helper threads of the
-    same process may have had the core: at most their CPU time in the same step. `idle` is the time of the block that
-    lies in none of the rank's rows, by IDLE. The phases of all rows and the idle time sum to `length`.
+    the time of its kernels). `times` is the number of rows that have any time in a phase. `helpers_delay` is the part
+    of the delay outside `comm` in which helper threads of the same process may have had the core: at most their CPU
+    time in the same step. `idle` is the time of the block that lies in none of the rank's rows, by IDLE. The phases of
+    all rows and the idle time sum to `length`.
     """
 
     blocks: tuple[int, ...]
@@ -34,6 +35,7 @@ class Ledger:
     wall: dict[str, Floats]
     cpu: dict[str, Floats]
     delay: dict[str, Floats]
+    times: dict[str, Floats]
     helpers_delay: Floats
     idle: dict[str, Floats]
 
@@ -59,11 +61,12 @@ class Ledger:
     def only(self, blocks: tuple[int, ...]) -> "Ledger":
         """The same for some of the blocks, in that order."""
         rows = [self.blocks.index(block) for block in blocks]
-        wall, cpu, delay, idle = (
+        wall, cpu, delay, times, idle = (
             {name: values[rows] for name, values in parts.items()}
-            for parts in (self.wall, self.cpu, self.delay, self.idle)
+            for parts in (self.wall, self.cpu, self.delay, self.times, self.idle)
         )
-        return Ledger(blocks, self.length[rows], self.images[rows], wall, cpu, delay, self.helpers_delay[rows], idle)
+        sums = (wall, cpu, delay, times, self.helpers_delay[rows], idle)
+        return Ledger(blocks, self.length[rows], self.images[rows], *sums)
 
 
 def ledger(rows: "Columns", ranks: int, alone: "Columns") -> Ledger:
@@ -80,13 +83,14 @@ def ledger(rows: "Columns", ranks: int, alone: "Columns") -> Ledger:
     cpu = {phase: total(rows[f"{phase}_cpu_ns"]) / 1e9 for phase in PHASES}
     if not any(values.any() for values in cpu.values()):
         cpu = {phase: wall[phase] - delay[phase] for phase in PHASES}
+    times = {phase: total(rows[f"{phase}_ns"] > 0) for phase in PHASES}
     outside = np.sum([rows[f"{phase}_delay_ns"] for phase in PHASES if phase != "comm"], axis=0)
     helpers = total(np.minimum(outside, rows["helpers_cpu_ns"])) / 1e9
     edges = _edges(rows, cell, shape)
     first, last = edges[0].min(1), edges[1].max(1)
     idle = _idle(edges, first, last, total(rows["wall_ns"]), _alone(alone, blocks, edges, first, last))
     length = (last - first) / 1e9
-    return Ledger(tuple(blocks.tolist()), length, total(rows["images"]), wall, cpu, delay, helpers, idle)
+    return Ledger(tuple(blocks.tolist()), length, total(rows["images"]), wall, cpu, delay, times, helpers, idle)
 
 
 def _edges(rows: "Columns", cell: NDArray[np.intp], shape: tuple[int, int]) -> tuple[Ints, Ints]:
