@@ -255,3 +255,23 @@ def test_ten_times_the_steps_take_at_most_ten_times_as_long(tmp_path: Path) -> N
     few, many = (big_result.measure(big_result.write(tmp_path / str(n), 64, n, 10)) for n in (100, 1000))
     assert many[0] < 10 * few[0]
     assert many[1] < 1
+
+
+def test_what_the_laws_cannot_tell_names_each_kind_of_run_once(tmp_path: Path) -> None:
+    """Of 2 and 4 ranks on 2 cores both laws say the same; it is said once, without names where it is said of all."""
+
+    def trained(styles: tuple[str, ...]) -> str:
+        runs = [simulated.SERIAL, *((style, "gloo", ranks, 1) for style in styles for ranks in (2, 4))]
+        runs += [("fsdp", "gloo", 2, 1)] if "horovod" in styles else []
+        serial = simulated.serial_rows(entry(0, *runs[0]), {16: simulated.share_ns(2), 8: simulated.share_ns(4)})
+        parallel = [
+            simulated.train(entry(i, *run), simulated.even(run[2]), style=run[0])
+            for i, run in enumerate(runs)
+            if i  # without serial
+        ]
+        path = simulated.write(tmp_path / "-".join(styles), [(serial, []), *parallel], runs)
+        return " ".join(printed(Console(file=io.StringIO(), width=120), path).split())
+
+    crowded = "At 4 ranks on 2 cores the lack of cores is taken for a property of the program."
+    assert f"but {crowded}" in trained(("ddp", "fsdp"))
+    assert f"but ddp gloo, horovod gloo: {crowded}" in trained(("ddp", "horovod"))

@@ -237,7 +237,7 @@ def _laws(summary: Summary, accounts: Mapping[int, Account], cores: int) -> Iter
         if row.backend != "serial" and row.speedup is not None:
             threads = f" x {row.threads} threads" if row.threads > 1 else ""
             alike.setdefault(f"{row.backend} {row.comm}{threads}", []).append(row)
-    limits, untold = set(), dict[str, list[str]]()
+    limits, untold = set(), dict[str, dict[str, None]]()  # names once each, in order, for each sentence
     for name, rows in alike.items():
         blocks = {row.ranks: speedups(accounts[row.run]) for row in rows if row.run in accounts}
         points = {row.ranks: row.speedup.median for row in rows if row.speedup is not None}
@@ -245,7 +245,7 @@ def _laws(summary: Summary, accounts: Mapping[int, Account], cores: int) -> Iter
             found = fit(law, points, cores, blocks)
             limits.add(found.limits)
             for sentence in found.cannot_tell:
-                untold.setdefault(sentence, []).append(name)
+                untold.setdefault(sentence, {})[name] = None
             if found.parameters:
                 yield law, f"{name}: {_parameters(found)}"
     for kind, meaning in LIMITS.items():
