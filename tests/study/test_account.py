@@ -474,6 +474,26 @@ def test_points_have_an_interval_from_six_blocks_on(tmp_path: Path) -> None:
     assert few.kind == "range"
 
 
+@pytest.mark.parametrize("blocks", [5, 6, 12])
+def test_points_lie_within_their_own_interval(tmp_path: Path, blocks: int) -> None:
+    """In one step of one block rank 1 sleeps 3 s, which is most of what all the blocks take."""
+
+    def once(rank: int, step: int, phase: str) -> simulated.Cost | None:
+        return asleep(3000 * MS) if (rank, step, phase) == (1, 5, "backward") else None
+
+    account = account_of(simulated.study(tmp_path, 2, blocks=blocks, extra=once))
+    assert account.whole_s == pytest.approx(2 * (3 + blocks * 4 * (0.0505 + 0.003)))
+    for term in ("lost", "residual", *TERMS):
+        points = account.points(term)
+        assert points is not None
+        assert points.value == pytest.approx(100 * (account.total(term) or 0) / account.whole_s)
+        assert points.low <= points.value <= points.high, term
+        assert points.low >= 0 or term not in ("peer_wait", "queue", "transfer")
+    lost = account.points("lost")
+    assert lost is not None
+    assert lost.high > 70, "one block of several says little of the others"
+
+
 def test_a_reference_has_lost_nothing_against_itself() -> None:
     """Batches of 50 and 30 images and the count of them, as a validation has: each size costs what it cost."""
     sizes, cost = np.array([50, 50, 30, 0]), np.array([51, 55, 31, 1]) * MS

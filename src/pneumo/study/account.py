@@ -30,7 +30,7 @@ three compute phases, less what --inject put there; where there are no share row
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,13 +41,14 @@ from pneumo.study.faults import Faults
 from pneumo.study.ledger import Blocked, Ledger
 from pneumo.study.replay import WhatIf
 from pneumo.study.schema import Late, RunEntry
-from pneumo.study.statistics import Estimate, hodges_lehmann
+from pneumo.study.statistics import Estimate, ratio_of_totals
 from pneumo.study.traffic import Traffic
 
 if TYPE_CHECKING:
     from pneumo.study.breakdown import Columns
 
-TERMS = ("peer_wait", "queue", "transfer", "data_stall", "off_cpu", "replicated", "slower_on_cpu", "other")
+BLOCKED = ("peer_wait", "queue", "transfer")
+TERMS = (*BLOCKED, "data_stall", "off_cpu", "replicated", "slower_on_cpu", "other")
 NO_SHARES = "no serial steps of the share's size were timed, so replicated and slower on CPU are not told apart"
 
 
@@ -104,11 +105,15 @@ class Account:
         return None if found is None else found.sum(0)
 
     def points(self, term: str) -> Estimate | None:
-        """A term as points of efficiency: 100 * term / (N*T_N), over the blocks, with its interval or range."""
+        """A term as points of efficiency: 100 * term / (N*T_N), both over all blocks, with its interval or range.
+
+        See `ratio_of_totals`. What is blocked time cannot be below 0, and neither is its lower limit.
+        """
         found = self._values(term)
         if found is None or not self.blocks:
             return None
-        return hodges_lehmann(100 * found.sum(1) / (self.length_s * self.entry.ranks))
+        ratio = ratio_of_totals(100 * found.sum(1), self.length_s * self.entry.ranks)
+        return replace(ratio, low=max(ratio.low, 0.0)) if term in BLOCKED else ratio
 
     def _values(self, term: str) -> Floats | None:
         if term == "residual":

@@ -92,15 +92,15 @@ def _points_table(title: str) -> Table:
 
 
 def _add_points(table: Table, name: str, account: Account) -> None:
-    lost, whole = account.total("lost") or 0.0, account.whole_s
-    totals = (account.total(term) for term in COLUMNS)
-    points = (None if total is None else 100 * total / whole for total in totals)
-    table.add_row(name, number(lost, decimals([lost])), *(number(value, 1) for value in points))
+    lost = account.total("lost") or 0.0
+    points = (account.points(term) for term in COLUMNS)
+    table.add_row(name, number(lost, decimals([lost])), *(number(x.value if x else None, 1) for x in points))
 
 
 def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tuple[str, str]]:
     kinds = {found.kind for row in rows if (found := accounts[row.run].points("lost"))}
-    yield "low, high", "95 % interval over the blocks" if kinds == {"interval"} else "range of the blocks (few blocks)"
+    interval = "95 % interval over the blocks: the jackknife's, which leaves out each block in turn (Student's t)"
+    yield "low, high", interval if kinds == {"interval"} else "range of the blocks (few blocks)"
     yield "peer wait", "blocked in a collective before its last rank has arrived"
     yield "queue", "blocked from there until the library begins; where it does not tell, part of transfer"
     yield "transfer", "blocked while data moves, waking up included"
