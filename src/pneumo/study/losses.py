@@ -228,6 +228,9 @@ def what_if(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> 
 def _about_what_if() -> Iterable[tuple[str, str]]:
     yield "parallel", "time outside communication over all time; computation: that of serial over that of all ranks"
     yield "replay", "by how much the replay of the recorded dependencies misses the time as it was"
+    yield "no transfer", "as it would have been if collectives took nothing, queue and waking up included"
+    yield "no late peers", "if no rank came to a collective later than the median one of its ranks"
+    yield "cores for all", "cores for all ranks: if none had waited for a core"
 
 
 def _laws(summary: Summary, accounts: Mapping[int, Account], cores: int) -> Iterable[tuple[str, str]]:
