@@ -489,6 +489,7 @@ def test_points_lie_within_their_own_interval(tmp_path: Path, blocks: int) -> No
         assert points.value == pytest.approx(100 * (account.total(term) or 0) / account.whole_s)
         assert points.low <= points.value <= points.high, term
         assert points.low >= 0 or term not in ("peer_wait", "queue", "transfer")
+        assert points.high <= 100 or term not in ("lost", "peer_wait", "queue", "transfer")
     lost = account.points("lost")
     assert lost is not None
     assert lost.high > 70, "one block of several says little of the others"

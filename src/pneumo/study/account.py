@@ -29,6 +29,7 @@ The residual is computed as what the terms leave of N*T_N - T_1. By the identity
 three compute phases, less what --inject put there; where there are no share rows, also the CPU's growth.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -107,13 +108,14 @@ class Account:
     def points(self, term: str) -> Estimate | None:
         """A term as points of efficiency: 100 * term / (N*T_N), both over all blocks, with its interval or range.
 
-        See `ratio_of_totals`. What is blocked time cannot be below 0, and neither is its lower limit.
+        See `ratio_of_totals`. Limits keep to what can be: no more than all is lost, and blocked time is not below 0.
         """
         found = self._values(term)
         if found is None or not self.blocks:
             return None
         ratio = ratio_of_totals(100 * found.sum(1), self.length_s * self.entry.ranks)
-        return replace(ratio, low=max(ratio.low, 0.0)) if term in BLOCKED else ratio
+        low, high = (0.0, 100.0) if term in BLOCKED else (-math.inf, 100.0 if term == "lost" else math.inf)
+        return replace(ratio, low=max(ratio.low, low), high=min(ratio.high, high))
 
     def _values(self, term: str) -> Floats | None:
         if term == "residual":
