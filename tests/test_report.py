@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from study import synthetic
 
@@ -34,6 +36,16 @@ def test_an_archived_result_is_told_again_without_torch_and_mpi(tmp_path: Path) 
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
     rows = json.loads((tmp_path / "again.json").read_text())["rows"]
     assert [(row["backend"], row["comm"], row["ranks"], row["threads"]) for row in rows] == list(synthetic.DEFAULT_RUNS)
+
+
+def test_training_without_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = synthetic.write_result(tmp_path)
+    table = pq.read_table(path / "steps.parquet")
+    rows = [row | {"images": 0} for row in table.to_pylist()]
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path / "steps.parquet")
+    assert main([str(path)]) == 2
+    assert "images is 0 in all training steps" in (error := capsys.readouterr().err)
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

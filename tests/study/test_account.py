@@ -82,25 +82,46 @@ def test_a_sleep_that_the_study_put_in_has_a_name(tmp_path: Path) -> None:
     assert account.total("residual") == seconds(0)
 
 
+def test_sleep_beyond_what_the_study_put_in_stays_without_a_name(tmp_path: Path) -> None:
+    """30 ms of rank 1's 50 ms in backward are injected: 10 into all ranks, which rank 0 did not sleep, and 20 into it.
+
+    In forward it slept 5 ms of the 10 that are said to be injected.
+    """
+
+    def sleepy(rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return asleep({"backward": 50 * MS, "forward": 5 * MS}.get(phase, 0)) if rank == 1 else None
+
+    texts = [
+        "rank=all,phase=backward,delay=10ms",
+        "rank=1,phase=backward,delay=20ms",
+        "rank=1,phase=forward,delay=10ms",
+    ]
+    account = account_of(simulated.study(tmp_path, 2, extra=sleepy, config={"inject": texts}))
+    assert account.items["other"]["injected sleep"].sum(0).tolist() == [seconds(0), seconds(35 * MS * STEPS)]
+    assert account.total("residual") == seconds(20 * MS * STEPS)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ({}, {}),
         ({"inject": None}, {}),
-        ({"inject": "rank=all,phase=forward,delay=1ms"}, {(None, "forward"): "injected sleep"}),
-        ({"inject": ["rank=1,phase=data,delay=1ms"]}, {(1, "data"): "injected sleep"}),
-        ({"inject": [{"rank": 2, "phase": "optimizer", "delay": 0.1}]}, {(2, "optimizer"): "injected sleep"}),
+        ({"inject": "rank=all,phase=forward,delay=1ms"}, {(None, "forward"): 0.001}),
+        ({"inject": ["rank=1,phase=data,delay=1ms"]}, {(1, "data"): 0.001}),
+        ({"inject": [{"rank": 2, "phase": "optimizer", "delay": 0.1}]}, {(2, "optimizer"): 0.1}),
+        ({"inject": [{"rank": 2, "phase": "forward", "delay_s": 0.1, "cause": "sleep"}]}, {(2, "forward"): 0.1}),
+        ({"inject": ["rank=1,phase=forward,delay=2s", "rank=1,phase=forward,delay=50us"]}, {(1, "forward"): 2.00005}),
         ({"inject": "rank=1,phase=backward,cause=busy,delay=1ms"}, {}),
         ({"inject": "rank=1,phase=validate,delay=1ms"}, {}),
     ],
 )
-def test_names_of_injected_sleeps(given: dict[str, Any], expected: dict[tuple[int | None, str], str]) -> None:
-    assert injected(given) == expected
+def test_names_of_injected_sleeps(given: dict[str, Any], expected: dict[tuple[int | None, str], float]) -> None:
+    assert injected(given) == pytest.approx(expected)
 
 
 def test_names_of_what_is_injected_into_a_validation() -> None:
     config = {"inject": ["rank=1,phase=validate,delay=1ms,cause=sleep", "rank=1,phase=forward,delay=1ms"]}
-    assert injected(config, "validate") == {(1, "forward"): "injected sleep"}
+    assert injected(config, "validate") == {(1, "forward"): 0.001}
     assert injected(config, "checkpoint") == {}
 
 
@@ -451,6 +472,27 @@ def test_points_have_an_interval_from_six_blocks_on(tmp_path: Path) -> None:
     few = account_of(simulated.study(tmp_path, 2, blocks=3)).points("lost")
     assert few is not None
     assert few.kind == "range"
+
+
+@pytest.mark.parametrize("blocks", [5, 6, 12])
+def test_points_lie_within_their_own_interval(tmp_path: Path, blocks: int) -> None:
+    """In one step of one block rank 1 sleeps 3 s, which is most of what all the blocks take."""
+
+    def once(rank: int, step: int, phase: str) -> simulated.Cost | None:
+        return asleep(3000 * MS) if (rank, step, phase) == (1, 5, "backward") else None
+
+    account = account_of(simulated.study(tmp_path, 2, blocks=blocks, extra=once))
+    assert account.whole_s == pytest.approx(2 * (3 + blocks * 4 * (0.0505 + 0.003)))
+    for term in ("lost", "residual", *TERMS):
+        points = account.points(term)
+        assert points is not None
+        assert points.value == pytest.approx(100 * (account.total(term) or 0) / account.whole_s)
+        assert points.low <= points.value <= points.high, term
+        assert points.low >= 0 or term not in ("peer_wait", "queue", "transfer")
+        assert points.high <= 100 or term not in ("lost", "peer_wait", "queue", "transfer")
+    lost = account.points("lost")
+    assert lost is not None
+    assert lost.high > 70, "one block of several says little of the others"
 
 
 def test_a_reference_has_lost_nothing_against_itself() -> None:

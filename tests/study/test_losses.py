@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from simulated import MS, Network, asleep
 from synthetic import entry
 
+from pneumo.study.replay import WhatIf
 from pneumo.study.sentences import Sentence, paragraphs, sentences
 from pneumo.study.summary import derive, summarize
 from pneumo.study.tables import show
@@ -111,6 +113,35 @@ def test_a_faster_network_by_the_replay(tmp_path: Path) -> None:
     text = " ".join(one.text for one in said(path))
     compute = sum(simulated.WHOLE.values()) / 2 / MS
     assert f"at most {100 * (1 - compute / (compute + 20)):.1f} points" in text
+
+
+@pytest.mark.parametrize(("replayed_s", "said_so"), [(0.979, False), (0.981, True), (1.019, True), (1.021, False)])
+def test_a_replay_that_misses_the_time_says_nothing_of_a_faster_network(
+    tmp_path: Path, replayed_s: float, said_so: bool
+) -> None:
+    derived = derive(simulated.study(tmp_path, 2, style="fsdp", network=Network(0, 10 * MS)))
+    account = replace(derived.accounts["train"][1], what_if=WhatIf(1.0, replayed_s, {"no transfer": 0.7}))
+    text = " ".join(one.text for one in sentences(derived.summary.rows[1], account, 2))
+    assert ("a faster network" in text.lower()) == said_so
+
+
+def test_a_share_of_more_than_all_that_is_lost_is_explained(tmp_path: Path) -> None:
+    """Each of two ranks waits 20 ms a step, and computes 10 ms less than its half: 200 % of what is lost."""
+
+    def less(_rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return (-10 * MS, -10 * MS, 0) if phase == "backward" else None
+
+    path = simulated.study(tmp_path / "a", 2, extra=less, style="fsdp", buckets=1, network=Network(0, 20 * MS))
+    assert "200 % is transfer (other parts took less than serially)." in said(path)[0].text
+    path = simulated.study(tmp_path / "b", 2, style="fsdp", buckets=1, network=Network(0, 20 * MS))
+    assert "100 % is transfer." in said(path)[0].text
+
+
+def test_each_column_of_what_would_have_been_is_explained(screen: Console, tmp_path: Path) -> None:
+    text = printed(screen, simulated.study(tmp_path, 2))
+    legend = text[text.index("Efficiencies after POP") :]
+    for name in ("no transfer", "no late peers", "cores for all"):
+        assert re.search(rf"^{name} +(as it|if|cores)", legend, re.M), name
 
 
 def test_waking_up_late_in_collectives_is_said(tmp_path: Path) -> None:
@@ -255,3 +286,23 @@ def test_ten_times_the_steps_take_at_most_ten_times_as_long(tmp_path: Path) -> N
     few, many = (big_result.measure(big_result.write(tmp_path / str(n), 64, n, 10)) for n in (100, 1000))
     assert many[0] < 10 * few[0]
     assert many[1] < 1
+
+
+def test_what_the_laws_cannot_tell_names_each_kind_of_run_once(tmp_path: Path) -> None:
+    """Of 2 and 4 ranks on 2 cores both laws say the same; it is said once, without names where it is said of all."""
+
+    def trained(styles: tuple[str, ...]) -> str:
+        runs = [simulated.SERIAL, *((style, "gloo", ranks, 1) for style in styles for ranks in (2, 4))]
+        runs += [("fsdp", "gloo", 2, 1)] if "horovod" in styles else []
+        serial = simulated.serial_rows(entry(0, *runs[0]), {16: simulated.share_ns(2), 8: simulated.share_ns(4)})
+        parallel = [
+            simulated.train(entry(i, *run), simulated.even(run[2]), style=run[0])
+            for i, run in enumerate(runs)
+            if i  # without serial
+        ]
+        path = simulated.write(tmp_path / "-".join(styles), [(serial, []), *parallel], runs)
+        return " ".join(printed(Console(file=io.StringIO(), width=120), path).split())
+
+    crowded = "At 4 ranks on 2 cores the lack of cores is taken for a property of the program."
+    assert f"but {crowded}" in trained(("ddp", "fsdp"))
+    assert f"but ddp gloo, horovod gloo: {crowded}" in trained(("ddp", "horovod"))

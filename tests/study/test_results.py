@@ -229,6 +229,16 @@ def put(column: str, row: int, value: Any, kind: pa.DataType | None = None) -> D
     return damage
 
 
+def without_images(*blocks: int) -> Damage:
+    """No images in any row of these blocks."""
+
+    def damage(table: pa.Table) -> pa.Table:
+        rows = [row | {"images": 0} if row["block"] in blocks else row for row in table.to_pylist()]
+        return pa.Table.from_pylist(rows, schema=table.schema)
+
+    return damage
+
+
 def test_a_result_of_an_earlier_version_knows_no_persons(tmp_path: Path) -> None:
     path = synthetic.write_result(tmp_path)
     table = pq.read_table(path / "predictions.parquet")
@@ -252,6 +262,9 @@ def test_a_result_of_an_earlier_version_knows_no_persons(tmp_path: Path) -> None
         ("collectives", put("group", 1, None), "its column group is empty in 1 of"),
         ("steps", put("rank", -1, 5), "its column rank has 5 in run 1 of 2 ranks"),
         ("steps", put("rank", -1, -1), "its column rank has -1 in run 1 of 2 ranks"),
+        ("steps", put("images", 0, -1), "its column images has values below 0"),
+        ("steps", without_images(2), "its column images is 0 in all training steps of block 2 of run 0"),
+        ("steps", without_images(1, 2, 3, 4), "its column images is 0 in all training steps of block 1 of run 0"),
     ],
 )
 def test_a_damaged_column_is_refused_by_name(tmp_path: Path, table: str, damage: Damage, said: str) -> None:

@@ -325,3 +325,34 @@ def test_bootstrap_of_counts_agrees_with_resampled_patients() -> None:
     expected = np.quantile(f1(resampled), [0.025, 0.975])
     assert s.bootstrap_counts(counts, f1, seed=0) == pytest.approx(expected, abs=0.015)
     assert s.bootstrap_counts((0, 0, 5, 0), f1, seed=0) is None
+
+
+@given(st.lists(st.floats(-100, 100), min_size=6, max_size=30))
+def test_a_ratio_of_totals_of_equal_wholes_is_a_mean_with_students_interval(values: list[float]) -> None:
+    found = s.ratio_of_totals(values, [2.0] * len(values))
+    x = np.array(values) / 2
+    error = float(stats.sem(x))
+    assert found.value == pytest.approx(x.mean(), abs=1e-9)
+    half = stats.t.ppf(0.975, len(values) - 1) * error
+    assert [found.low, found.high] == pytest.approx([x.mean() - half, x.mean() + half], abs=1e-6)
+    assert found.kind == "interval"
+
+
+@given(st.lists(st.tuples(st.floats(-10, 10), st.floats(0.1, 10)), min_size=1, max_size=5))
+def test_a_ratio_of_few_totals_lies_within_the_range_of_its_blocks(pairs: list[tuple[float, float]]) -> None:
+    found = s.ratio_of_totals(*zip(*pairs, strict=True))
+    own = [x / y for x, y in pairs]
+    assert [found.low, found.high] == pytest.approx([min(own), max(own)], abs=1e-9)
+    assert found.low <= found.value <= found.high
+    assert found.kind == "range"
+
+
+def test_the_interval_of_a_ratio_of_totals_covers_it() -> None:
+    """Of blocks whose lengths differ by a fifth, and whose loss is a fifth of them and noise."""
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(2000):
+        wholes = np.exp(rng.normal(0, 0.2, 8))
+        parts = 0.2 * wholes + rng.normal(0, 0.05, 8)
+        found = s.ratio_of_totals(parts, wholes)
+        covered += found.low <= 0.2 <= found.high
+    assert 0.93 < covered / 2000 < 0.97

@@ -17,6 +17,7 @@ from pneumo.timing.record import Collective, Source  # noqa: E402
 from pneumo.timing.responses import assign  # noqa: E402
 
 FOUND = "its tensors found by their bytes"
+LOST = "responses that travelled after the last known one of the step and are lost, the probe's ring being full"
 NOT_FOUND = "its tensors could not be found: enqueued is the step's last tensor, or the start"
 
 
@@ -68,13 +69,17 @@ class _Responses(Source):
 
     A rank arrives at a response when it has enqueued the last of its tensors; from there until the response travels
     Horovod negotiates, on this rank with the others. What travels is the same on all ranks, and so are the numbers and
-    bytes of the records, whether the tensors of a response could be found out on this rank or not.
+    bytes of the records, whether the tensors of a response could be found out on this rank or not. Responses that the
+    probe had no place for are a step's last ones: their numbers are left out, by which the study tells that they are
+    lost.
     """
 
     def __init__(self, group: str) -> None:
         self._group = group
         self._tensors: list[tuple[int, int, str]] = []  # enqueued, bytes, dtype
         self._seq = 0
+        self._dropped = 0
+        self._lost()  # those before count for nobody
 
     def enqueued(self, tensor: Any) -> None:
         """Note that a tensor is handed over now; one without elements is none to look for in what has travelled."""
@@ -85,22 +90,35 @@ class _Responses(Source):
         """Return the responses of the tensors that were enqueued since the last call: all of them have come back."""
         tensors, self._tensors = self._tensors, []
         rows = [row for row in _PROBE.take().tolist() if row[2]] if _PROBE is not None else []
+        lost = self._lost()
         if not tensors:
             return []
         arrivals, sizes, dtypes = zip(*tensors, strict=True)
-        if sum(sizes) != sum(row[2] for row in rows):
+        if whole := sum(sizes) == sum(row[2] for row in rows):
+            lost = 0  # they had no bytes
+        if not whole and not (lost and rows):
             untold = "what travelled is not what was enqueued: the tensors of a step are one"
-            return [self._made(dtypes[0], sum(sizes), arrivals[-1], None, None, untold)]
-        parts = assign(sizes, [row[2] for row in rows], [bisect_right(arrivals, row[0]) for row in rows])
+            found = [self._made(dtypes[0], sum(sizes), arrivals[-1], None, None, untold)]
+            self._seq += max(lost - 1, 0)
+            return found
+        known = [row[2] for row in rows]
+        parts = assign(sizes, known, [bisect_right(arrivals, row[0]) for row in rows]) if whole else None
         if parts is None:
-            return [
-                self._made(dtypes[0], size, min(arrivals[-1], begin), begin, end, NOT_FOUND)
-                for begin, end, size, _ in rows
+            how = f"{NOT_FOUND}; {LOST}: {lost}" if lost else NOT_FOUND
+            found = [
+                self._made(dtypes[0], size, min(arrivals[-1], begin), begin, end, how) for begin, end, size, _ in rows
             ]
+            self._seq += lost
+            return found
         return [
             self._made(dtypes[part[-1]], size, arrivals[part[-1]], begin, end, FOUND)
             for part, (begin, end, size, _) in zip(parts, rows, strict=True)
         ]
+
+    def _lost(self) -> int:
+        """How many calls the probe had no place for since the last time."""
+        before, self._dropped = self._dropped, _PROBE.dropped if _PROBE is not None else 0
+        return self._dropped - before
 
     def _made(
         self, dtype: str, size: int, arrived: int, started: int | None, finished: int | None, bound: str

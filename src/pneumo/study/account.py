@@ -26,11 +26,12 @@ reference's own steps their mean, so that against itself it has lost nothing. Ma
 a phase (bucket copies, hooks) has no stamp of its own: it is CPU time beyond c, so it is part of slower on CPU.
 
 The residual is computed as what the terms leave of N*T_N - T_1. By the identity above it is the growth of sleep in the
-three compute phases, less what `named_sleeps` name; where there are no share rows, also the CPU's growth.
+three compute phases, less what --inject put there; where there are no share rows, also the CPU's growth.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,13 +42,14 @@ from pneumo.study.faults import Faults
 from pneumo.study.ledger import Blocked, Ledger
 from pneumo.study.replay import WhatIf
 from pneumo.study.schema import Late, RunEntry
-from pneumo.study.statistics import Estimate, hodges_lehmann
+from pneumo.study.statistics import Estimate, ratio_of_totals
 from pneumo.study.traffic import Traffic
 
 if TYPE_CHECKING:
     from pneumo.study.breakdown import Columns
 
-TERMS = ("peer_wait", "queue", "transfer", "data_stall", "off_cpu", "replicated", "slower_on_cpu", "other")
+BLOCKED = ("peer_wait", "queue", "transfer")
+TERMS = (*BLOCKED, "data_stall", "off_cpu", "replicated", "slower_on_cpu", "other")
 NO_SHARES = "no serial steps of the share's size were timed, so replicated and slower on CPU are not told apart"
 
 
@@ -104,11 +106,16 @@ class Account:
         return None if found is None else found.sum(0)
 
     def points(self, term: str) -> Estimate | None:
-        """A term as points of efficiency: 100 * term / (N*T_N), over the blocks, with its interval or range."""
+        """A term as points of efficiency: 100 * term / (N*T_N), both over all blocks, with its interval or range.
+
+        See `ratio_of_totals`. Limits keep to what can be: no more than all is lost, and blocked time is not below 0.
+        """
         found = self._values(term)
         if found is None or not self.blocks:
             return None
-        return hodges_lehmann(100 * found.sum(1) / (self.length_s * self.entry.ranks))
+        ratio = ratio_of_totals(100 * found.sum(1), self.length_s * self.entry.ranks)
+        low, high = (0.0, 100.0) if term in BLOCKED else (-math.inf, 100.0 if term == "lost" else math.inf)
+        return replace(ratio, low=max(ratio.low, low), high=min(ratio.high, high))
 
     def _values(self, term: str) -> Floats | None:
         if term == "residual":
@@ -189,13 +196,13 @@ def make_account(
     waits: Blocked,
     reference: Reference | None,
     shares: Floats | None,
-    named_sleeps: Mapping[tuple[int | None, str], str],
+    injected: Mapping[tuple[int | None, str], float],
     **rest: Any,
 ) -> Account:
     """Write up the account of one run.
 
-    `shares` is `share_cost`. `named_sleeps` names the sleep that is measured in a (rank, phase), rank None being all:
-    it becomes an item of `other`.
+    `shares` is `share_cost`. `injected` are the seconds of sleep that were put into each row of a (rank, phase), rank
+    None being all: as much of the sleep there becomes an item of `other`.
     """
     items = {"transfer": {"in transfer": waits.transfer - waits.woken, "waking up after it": waits.woken}}
     delays = {"delay within comm": ours.delay["comm"], "delay outside comm": ours.delay_outside_comm}
@@ -208,7 +215,7 @@ def make_account(
         )
     theirs = reference.ledger
     growth = _Growth(ours, theirs)
-    items |= _items(ours, theirs, waits, growth, named_sleeps)
+    items |= _items(ours, theirs, waits, growth, injected)
     terms["data_stall"] = growth(ours.wall["data"] - ours.delay["data"], theirs.wall["data"] - theirs.delay["data"])
     terms |= {name: sum(items[name].values(), np.zeros_like(ours.images)) for name in ("off_cpu", "other")}
     if shares is not None:
@@ -226,12 +233,12 @@ def _items(
     theirs: Ledger,
     waits: Blocked,
     growth: "_Growth",
-    named_sleeps: Mapping[tuple[int | None, str], str],
+    injected: Mapping[tuple[int | None, str], float],
 ) -> dict[str, dict[str, Floats]]:
     """The parts of off-CPU and of other."""
     ours_by_others = ours.delay_outside_comm - ours.helpers_delay
     theirs_by_others = theirs.delay_outside_comm - theirs.helpers_delay
-    sleep = {phase: growth(ours.sleep(phase), theirs.sleep(phase)) for phase in COMPUTE}
+    put = {(rank, phase): seconds for (rank, phase), seconds in injected.items() if phase in COMPUTE}
     return {
         "off_cpu": {
             "own helper threads, at most": growth(ours.helpers_delay, theirs.helpers_delay),
@@ -244,7 +251,7 @@ def _items(
             "waits without a record": growth(ours.wall["comm"] - waits.recorded, theirs.wall["comm"]),
             "waits on collectives with lost records": waits.untold,
             **{name: growth(ours.idle[name], theirs.idle[name]) for name in ours.idle},
-            **_named(sleep, named_sleeps),
+            **({"injected sleep": _injected(ours, theirs, growth, put)} if put else {}),
         },
     }
 
@@ -262,14 +269,13 @@ class _Growth:
         return grown
 
 
-def _named(sleep: Mapping[str, Floats], names: Mapping[tuple[int | None, str], str]) -> dict[str, Floats]:
-    found: dict[str, Floats] = {}
-    taken = {phase: np.zeros(values.shape, bool) for phase, values in sleep.items()}
-    for (rank, phase), name in names.items():
-        if phase in sleep:
-            ranks = slice(None) if rank is None else slice(rank, rank + 1)
-            part = np.zeros_like(sleep[phase])
-            part[:, ranks] = np.where(taken[phase][:, ranks], 0.0, sleep[phase][:, ranks])
-            taken[phase][:, ranks] = True
-            found[name] = found.get(name, 0.0) + part
-    return found
+def _injected(
+    ours: Ledger, theirs: Ledger, growth: _Growth, injected: Mapping[tuple[int | None, str], float]
+) -> Floats:
+    """How much of the growth of sleep was put there, (blocks, ranks): at most as much as was; the rest has no name."""
+    most = {phase: np.zeros_like(ours.images) for phase in COMPUTE}
+    for (rank, phase), seconds in injected.items():
+        ranks = slice(None) if rank is None else slice(rank, rank + 1)
+        most[phase][:, ranks] += seconds * ours.times[phase][:, ranks]
+    parts = (np.clip(growth(ours.sleep(phase), theirs.sleep(phase)), 0, most[phase]) for phase in COMPUTE)
+    return sum(parts, np.zeros_like(ours.images))

@@ -58,7 +58,7 @@ def columns(table: "pa.Table") -> Columns:
 def all_steps(folder: Path, run: int | None = None) -> Columns:
     """The steps of all kinds and of all runs or one, warm-up included, as columns; unknown clocks count as 0 ns.
 
-    Raises Refused where the table is damaged, or has a rank that its run has not.
+    Raises Refused where the table is damaged, or has a rank that its run has not, or training without images.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -74,7 +74,23 @@ def all_steps(folder: Path, run: int | None = None) -> Columns:
         if foreign.any():
             what = f"its column rank has {steps['rank'][foreign][0]} in run {entry.run} of {entry.ranks} ranks"
             raise Refused(f"{folder / 'steps.parquet'} is damaged: {what}.")
+    if missing := _without_images(steps):
+        raise Refused(f"{folder / 'steps.parquet'} is damaged: {missing}.")
     return steps
+
+
+def _without_images(steps: Columns) -> str | None:
+    """What is wrong with the column images: it is below zero, or nothing in a block that was trained on."""
+    if steps["images"].size and steps["images"].min() < 0:
+        return "its column images has values below 0"
+    train = select(steps, (steps["kind"] == "train") & ~steps["warmup"].astype(bool))
+    key = (train["run"].astype(np.int64) << 32) + train["block"]
+    first, index = np.unique(key, return_index=True, return_inverse=True)[1:]
+    empty = first[np.bincount(index, weights=train["images"], minlength=first.size) == 0]
+    if not empty.size:
+        return None
+    run, block = (train[name][empty[0]] for name in ("run", "block"))
+    return f"its column images is 0 in all training steps of block {block} of run {run}"
 
 
 def of_kind(steps: Columns, kind: str) -> Columns:

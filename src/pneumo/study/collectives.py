@@ -142,6 +142,16 @@ def split(group: Group) -> Split:
     return Split(ready - begin, started - ready, told - started, told - finished, end - told, last, arrived)
 
 
+def beyond(begin: Ints, end: Ints, reached: Ints) -> tuple[Ints, Ints]:
+    """What each interval adds to the union of those before it: where that begins, and up to where all of them reach.
+
+    `begin` (K, ...) ascends along its first axis, `end` (K, ...), `reached` (1, ...) is where those before these reach:
+    UNKNOWN for none. An interval adds nothing where the begin that is returned is not before its end.
+    """
+    until = np.maximum.accumulate(np.concatenate([reached, end]))
+    return np.maximum(begin, until[:-1]), until[-1:]
+
+
 @dataclass(frozen=True, slots=True)
 class Durations:
     """How long collectives took after the last arrival, in rank-seconds, blocked or hidden; by the clock and without.

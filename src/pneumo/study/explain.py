@@ -148,18 +148,27 @@ def _silent(sums: Ledger, groups: Iterable[Group]) -> Fault:
     return Fault(len(ranks), tuple(f"rank {rank}" for rank in ranks[:EXAMPLES]))
 
 
-def injected(config: Mapping[str, Any], kind: str = "train") -> dict[tuple[int | None, str], str]:
-    """Which sleeps in rows of a kind have a name: those that --inject made, by (rank or None for all, phase).
+def injected(config: Mapping[str, Any], kind: str = "train") -> dict[tuple[int | None, str], float]:
+    """Seconds of sleep that --inject put into each row of a kind, by (rank or None for all, phase).
 
     `inject` is one text as on the command line ("rank=1,phase=backward,delay=20ms") or a mapping, or a list of these.
-    What delays a validation sleeps in its forward pass.
+    What delays a validation sleeps in its forward pass, in each batch.
     """
-    found = {}
+    found: dict[tuple[int | None, str], float] = {}
     phases = {"train": {phase: phase for phase in PHASES}, "validate": {"validate": "forward"}}.get(kind, {})
     given = config.get("inject") or ()
     for one in [given] if isinstance(given, str | Mapping) else given:
         fields = dict(part.split("=", 1) for part in one.split(",")) if isinstance(one, str) else dict(one)
         if fields.get("cause") in (None, "sleep") and fields.get("phase") in phases:
             rank = None if fields.get("rank") in (None, "all") else int(fields["rank"])
-            found[rank, phases[str(fields["phase"])]] = "injected sleep"
+            key = rank, phases[str(fields["phase"])]
+            found[key] = found.get(key, 0.0) + _seconds(fields.get("delay_s") or fields.get("delay") or 0.0)
     return found
+
+
+def _seconds(delay: float | str) -> float:
+    """A delay in seconds, or with its unit as on the command line."""
+    if not isinstance(delay, str):
+        return float(delay)
+    unit = next((unit for unit in ("us", "ms", "s") if delay.endswith(unit)), "")
+    return float(delay.removesuffix(unit)) * {"us": 1e-6, "ms": 1e-3}.get(unit, 1.0)

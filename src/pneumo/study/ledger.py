@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumo.study.breakdown import COMPUTE
-from pneumo.study.collectives import UNKNOWN, Floats, Group, Ints, split
+from pneumo.study.collectives import UNKNOWN, Floats, Group, Ints, beyond, split
 from pneumo.study.schema import PHASES
 from pneumo.study.timeline import ALONE, Waits
 
@@ -23,9 +23,10 @@ class Ledger:
 
     `length` (blocks,) is from the first rank's begin to the last rank's end. `wall`, `cpu` and `delay` are by phase;
     where a platform has no CPU clock at all a phase's CPU is its wall time without delay (on a device a phase *is*
-    the time of its kernels). `helpers_delay` is the part of the delay outside `comm` in which helper threads of the
-    same process may have had the core: at most their CPU time in the same step. `idle` is the time of the block that
-    lies in none of the rank's rows, by IDLE. The phases of all rows and the idle time sum to `length`.
+    the time of its kernels). `times` is the number of rows that have any time in a phase. `helpers_delay` is the part
+    of the delay outside `comm` in which helper threads of the same process may have had the core: at most their CPU
+    time in the same step. `idle` is the time of the block that lies in none of the rank's rows, by IDLE. The phases of
+    all rows and the idle time sum to `length`.
     """
 
     blocks: tuple[int, ...]
@@ -34,6 +35,7 @@ class Ledger:
     wall: dict[str, Floats]
     cpu: dict[str, Floats]
     delay: dict[str, Floats]
+    times: dict[str, Floats]
     helpers_delay: Floats
     idle: dict[str, Floats]
 
@@ -59,11 +61,12 @@ class Ledger:
     def only(self, blocks: tuple[int, ...]) -> "Ledger":
         """The same for some of the blocks, in that order."""
         rows = [self.blocks.index(block) for block in blocks]
-        wall, cpu, delay, idle = (
+        wall, cpu, delay, times, idle = (
             {name: values[rows] for name, values in parts.items()}
-            for parts in (self.wall, self.cpu, self.delay, self.idle)
+            for parts in (self.wall, self.cpu, self.delay, self.times, self.idle)
         )
-        return Ledger(blocks, self.length[rows], self.images[rows], wall, cpu, delay, self.helpers_delay[rows], idle)
+        sums = (wall, cpu, delay, times, self.helpers_delay[rows], idle)
+        return Ledger(blocks, self.length[rows], self.images[rows], *sums)
 
 
 def ledger(rows: "Columns", ranks: int, alone: "Columns") -> Ledger:
@@ -80,13 +83,14 @@ def ledger(rows: "Columns", ranks: int, alone: "Columns") -> Ledger:
     cpu = {phase: total(rows[f"{phase}_cpu_ns"]) / 1e9 for phase in PHASES}
     if not any(values.any() for values in cpu.values()):
         cpu = {phase: wall[phase] - delay[phase] for phase in PHASES}
+    times = {phase: total(rows[f"{phase}_ns"] > 0) for phase in PHASES}
     outside = np.sum([rows[f"{phase}_delay_ns"] for phase in PHASES if phase != "comm"], axis=0)
     helpers = total(np.minimum(outside, rows["helpers_cpu_ns"])) / 1e9
     edges = _edges(rows, cell, shape)
     first, last = edges[0].min(1), edges[1].max(1)
     idle = _idle(edges, first, last, total(rows["wall_ns"]), _alone(alone, blocks, edges, first, last))
     length = (last - first) / 1e9
-    return Ledger(tuple(blocks.tolist()), length, total(rows["images"]), wall, cpu, delay, helpers, idle)
+    return Ledger(tuple(blocks.tolist()), length, total(rows["images"]), wall, cpu, delay, times, helpers, idle)
 
 
 def _edges(rows: "Columns", cell: NDArray[np.intp], shape: tuple[int, int]) -> tuple[Ints, Ints]:
@@ -140,9 +144,10 @@ def _idle(
 class Blocked:
     """Time blocked on collectives in seconds, each (blocks, ranks); see `collectives.split`.
 
-    `woken` is the part of `transfer` after the library had finished. `hidden` is not blocked time: it is what
-    collectives took after the last arrival (and the library's start, where that is known) while the main thread was
-    in no wait, summed over collectives, of those whose end and last arrival are known.
+    `woken` is the part of `transfer` after the library had finished. `hidden` is not blocked time: it is the time in
+    which the main thread was in no wait while at least one collective was under way, after its last arrival (and the
+    library's start, where that is known). It counts once however many are; those count whose end and last arrival are
+    known. So a rank's `hidden` is at most its time outside waits.
     """
 
     peer_wait: Floats
@@ -171,19 +176,41 @@ def blocked(groups: list[Group], shape: tuple[int, int]) -> Blocked:
         for name in ("peer_wait", "queue", "transfer", "woken", "untold"):
             values = np.add.reduceat(getattr(parts, name), edges, axis=0)
             sums[name][np.ix_(piece.block_index[edges], piece.ranks)] += values
-    arrived = [group.enqueued_ns.max(1) for group in groups]
+    whole = [_Whole.of(group) for group in groups]
     for rank in range(shape[1]):
-        waits = Waits.of(groups, rank)
-        for group, arrival in zip(groups, arrived, strict=True):
-            for column in np.flatnonzero(group.ranks == rank).tolist():
-                block, hidden = _hidden(group, column, arrival, waits)
-                sums["hidden"][:, rank] += np.bincount(block, weights=hidden, minlength=shape[0])
+        block, hidden = _hidden(whole, rank, Waits.of(groups, rank))
+        sums["hidden"][:, rank] = np.bincount(block, weights=hidden, minlength=shape[0])
     return Blocked(**{name: values / 1e9 for name, values in sums.items()})
 
 
-def _hidden(group: Group, column: int, arrived: Ints, waits: Waits) -> tuple[Ints, Ints]:
-    """Block index and hidden ns of the collectives of one rank whose end and last arrival are known."""
-    known = np.flatnonzero((group.finished_ns[:, column] != UNKNOWN) & group.whole)
-    begin = np.maximum(arrived[known], group.started_ns[known, column])
-    end = np.maximum(group.finished_ns[known, column], begin)
-    return group.block_index[known], (end - begin) - (waits.until(end) - waits.until(begin))
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """Those collectives of a group of which all arrivals are known: which they are (K,), and when the last came."""
+
+    group: Group
+    index: NDArray[np.intp]
+    arrived_ns: Ints
+
+    @classmethod
+    def of(cls, group: Group) -> "_Whole":
+        index = np.flatnonzero(group.whole)
+        return cls(group, index, group.enqueued_ns.max(1)[index])
+
+    def under_way(self, rank: int) -> list[Ints]:
+        """Begin, end and block index of those on a rank whose end is known, (3, m) for each column of the rank."""
+        found = []
+        for column in np.flatnonzero(self.group.ranks == rank).tolist():
+            started, finished = (x[self.index, column] for x in (self.group.started_ns, self.group.finished_ns))
+            both = np.stack([np.maximum(self.arrived_ns, started), finished, self.group.block_index[self.index]])
+            found.append(both[:, finished != UNKNOWN])
+        return found
+
+
+def _hidden(groups: list[_Whole], rank: int, waits: Waits) -> tuple[Ints, Ints]:
+    """Block index and hidden ns of a rank's collectives in order; each adds what was not hidden by those before it."""
+    parts = [np.zeros((3, 0), np.int64), *(part for group in groups for part in group.under_way(rank))]
+    found = np.concatenate(parts, axis=1)
+    begin, end, block = found[:, np.argsort(found[0], kind="stable")]
+    begin, _ = beyond(begin, end, np.array([UNKNOWN]))
+    end = np.maximum(begin, end)
+    return block, (end - begin) - (waits.until(end) - waits.until(begin))

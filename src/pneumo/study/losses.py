@@ -92,15 +92,15 @@ def _points_table(title: str) -> Table:
 
 
 def _add_points(table: Table, name: str, account: Account) -> None:
-    lost, whole = account.total("lost") or 0.0, account.whole_s
-    totals = (account.total(term) for term in COLUMNS)
-    points = (None if total is None else 100 * total / whole for total in totals)
-    table.add_row(name, number(lost, decimals([lost])), *(number(value, 1) for value in points))
+    lost = account.total("lost") or 0.0
+    points = (account.points(term) for term in COLUMNS)
+    table.add_row(name, number(lost, decimals([lost])), *(number(x.value if x else None, 1) for x in points))
 
 
 def _about(rows: Sequence[Row], accounts: Mapping[int, Account]) -> Iterable[tuple[str, str]]:
     kinds = {found.kind for row in rows if (found := accounts[row.run].points("lost"))}
-    yield "low, high", "95 % interval over the blocks" if kinds == {"interval"} else "range of the blocks (few blocks)"
+    interval = "95 % interval over the blocks: the jackknife's, which leaves out each block in turn (Student's t)"
+    yield "low, high", interval if kinds == {"interval"} else "range of the blocks (few blocks)"
     yield "peer wait", "blocked in a collective before its last rank has arrived"
     yield "queue", "blocked from there until the library begins; where it does not tell, part of transfer"
     yield "transfer", "blocked while data moves, waking up included"
@@ -165,7 +165,7 @@ def per_rank(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) ->
         if len(shown) < row.ranks:
             table.add_row("", f"+{row.ranks - len(shown)}", *["..."] * len(columns), style="dim")
     yield table
-    hidden = "seconds that collectives took while the rank computed: nothing is lost by them"
+    hidden = "seconds in which collectives were under way while the rank was in no wait: nothing is lost by them"
     yield legend([("hidden", hidden), ("clock", describe(run))])
 
 
@@ -228,6 +228,9 @@ def what_if(run: RunFile, summary: Summary, accounts: Mapping[int, Account]) -> 
 def _about_what_if() -> Iterable[tuple[str, str]]:
     yield "parallel", "time outside communication over all time; computation: that of serial over that of all ranks"
     yield "replay", "by how much the replay of the recorded dependencies misses the time as it was"
+    yield "no transfer", "as it would have been if collectives took nothing, queue and waking up included"
+    yield "no late peers", "if no rank came to a collective later than the median one of its ranks"
+    yield "cores for all", "cores for all ranks: if none had waited for a core"
 
 
 def _laws(summary: Summary, accounts: Mapping[int, Account], cores: int) -> Iterable[tuple[str, str]]:
@@ -237,7 +240,7 @@ def _laws(summary: Summary, accounts: Mapping[int, Account], cores: int) -> Iter
         if row.backend != "serial" and row.speedup is not None:
             threads = f" x {row.threads} threads" if row.threads > 1 else ""
             alike.setdefault(f"{row.backend} {row.comm}{threads}", []).append(row)
-    limits, untold = set(), dict[str, list[str]]()
+    limits, untold = set(), dict[str, dict[str, None]]()  # names once each, in order, for each sentence
     for name, rows in alike.items():
         blocks = {row.ranks: speedups(accounts[row.run]) for row in rows if row.run in accounts}
         points = {row.ranks: row.speedup.median for row in rows if row.speedup is not None}
@@ -245,7 +248,7 @@ def _laws(summary: Summary, accounts: Mapping[int, Account], cores: int) -> Iter
             found = fit(law, points, cores, blocks)
             limits.add(found.limits)
             for sentence in found.cannot_tell:
-                untold.setdefault(sentence, []).append(name)
+                untold.setdefault(sentence, {})[name] = None
             if found.parameters:
                 yield law, f"{name}: {_parameters(found)}"
     for kind, meaning in LIMITS.items():

@@ -51,6 +51,7 @@ PARTS = {
     "queue_and_transfer_s": "queue and transfer",
 }
 RESIDUAL_LIMIT, OTHER_LIMIT, FAINT, CROWDED, CLOCK_LIMIT = 0.01, 0.05, 0.01, 0.25, 0.01
+REPLAY_LIMIT = 0.02  # a replay that misses the recorded time by more says nothing of another one
 ALL = 0.995  # a part that is told as the whole
 
 
@@ -90,9 +91,9 @@ def _largest(row: Row, lost: float, whole: float, cores: int) -> Iterable[Senten
         yield _say(row, f"{text}.", lost_rank_s=lost, **{term: named[term]})
         return
     share, crowd = named[term] / lost, row.ranks * row.threads > cores
-    why = ""
+    why = " (other parts took less than serially)" if round(100 * share) > 100 else ""
     if term == "off_cpu" and crowd:
-        why = f": there are more ranks than cores ({row.ranks} x {row.threads} on {cores})"
+        why += f": there are more ranks than cores ({row.ranks} x {row.threads} on {cores})"
     yield _say(
         row,
         f"of {_amount(lost)} rank-seconds lost ({100 * lost / whole:.0f} points of efficiency), {100 * share:.0f} % is "
@@ -158,11 +159,11 @@ def _clock(row: Row, account: Account) -> Iterable[Sentence]:
 
 
 def _network(row: Row, account: Account) -> Iterable[Sentence]:
-    """How much a faster network could gain, by the replay and not by the sum of transfer."""
+    """How much a faster network could gain, by the replay where that is right, and not by the sum of transfer."""
     serial = account.length_s.sum() * row.ranks - (row.lost_rank_s or 0.0)
-    if account.what_if is None or serial <= 0:
-        return
     found = account.what_if
+    if found is None or abs(found.error) > REPLAY_LIMIT or serial <= 0:
+        return
     now, then = (serial / (row.ranks * s) for s in (found.replayed_s, found.scenarios_s["no transfer"]))
     yield _say(
         row,

@@ -74,7 +74,7 @@ def _about_amounts(runs: Iterable[Figures]) -> Iterable[tuple[str, str]]:
     yield "exposed", "blocked in collectives: peer wait (for their last rank), queue and transfer"
     queue = "from the last arrival until the library begins (Horovod: its negotiation)"
     yield "queue", queue + ("; - where it does not tell, then part of transfer" if _lacks(runs, "queue_s") else "")
-    hidden = "what collectives took after the last arrival while the rank computed"
+    hidden = "time in which collectives were under way, after their last arrival, while the rank was in no wait"
     yield "hidden", hidden + ("; - where their end is not told" if _lacks(runs, "hidden_s") else "")
     yield "calls, MB", "of a rank, as recorded: of each tensor where the library does not tell what it fused"
     yield (

@@ -86,6 +86,28 @@ def median(values: ArrayLike, level: float = LEVEL) -> Estimate:
     return Estimate(float(np.median(x)), low, high, float(1 - 2 * tail[allowed - 1]))
 
 
+def ratio_of_totals(parts: ArrayLike, wholes: ArrayLike, level: float = LEVEL) -> Estimate:
+    """sum(parts) / sum(wholes) of blocks (n,), (n,), with its interval from MIN_BLOCKS blocks on, else the range.
+
+    `wholes` are above 0. The interval is the delete-one jackknife's: the spread of the ratios without one block each,
+    with Student's t of n - 1 degrees of freedom, around the ratio itself. The range is that of each block's own ratio,
+    of which the ratio of totals is a weighted mean. So the ratio lies within either. Sources: Miller, The jackknife - a
+    review, Biometrika 61 (1974); Efron, Tibshirani, An Introduction to the Bootstrap, chapter 11.
+    """
+    x, y = np.asarray(parts, dtype=np.float64), np.asarray(wholes, dtype=np.float64)
+    assert x.size > 0, "a ratio of totals needs blocks"
+    ratio = float(x.sum() / y.sum())
+    if x.size < MIN_BLOCKS:
+        own = x / y
+        return Estimate(ratio, min(ratio, float(own.min())), max(ratio, float(own.max())), None)
+    from scipy.stats import t
+
+    without = (x.sum() - x) / (y.sum() - y)
+    error = math.sqrt((x.size - 1) * float(without.var()))
+    half = float(t.ppf((1 + level) / 2, x.size - 1)) * error
+    return Estimate(ratio, ratio - half, ratio + half, level)
+
+
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """A ratio of speeds over the blocks that both have, and what can be said of it.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumo.study.collectives import CHUNK, SMALL, UNKNOWN, Floats, Group, Ints, StepKeys
+from pneumo.study.collectives import CHUNK, SMALL, UNKNOWN, Floats, Group, Ints, StepKeys, beyond
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,7 @@ def _under_way(group: Group) -> Iterable[tuple[Ints, Ints, Ints]]:
     for i in range(0, order.size, rows):
         piece = order[i : i + rows]
         finished = group.finished_ns[piece]
-        until = np.maximum.accumulate(np.vstack([reached, finished]))
-        begin = np.maximum(arrived[piece, None], until[:-1])
+        begin, reached = beyond(arrived[piece, None], finished, reached)
         known = (finished != UNKNOWN).sum(1)
         # An end that is unknown lies below every begin, and so adds nothing.
         yield group.block_index[piece], group.bytes[piece] * known, (np.maximum(finished, begin) - begin).sum(1)
-        reached = until[-1:]
