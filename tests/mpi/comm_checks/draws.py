@@ -48,7 +48,7 @@ def check_whatever_hypothesis_draws(ranks: Ranks) -> None:
         derandomize=True,
         database=None,
         deadline=None,
-        max_examples=300 if ranks.size < 7 else 100,
+        max_examples=200 if ranks.size < 7 else 40,
         phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
