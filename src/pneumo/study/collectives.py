@@ -13,7 +13,7 @@ known: peer wait is then a lower bound, and the rest of [b, e] is *untold*, sinc
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +77,11 @@ class Group:
         """The collectives of one block."""
         low, high = np.searchsorted(self.block_index, [index, index + 1]).tolist()
         return self[low:high]
+
+    def on(self, rank: int) -> "Group":
+        """The same collectives with the records of one of its ranks alone."""
+        columns = np.flatnonzero(self.ranks == rank)
+        return replace(self, ranks=self.ranks[columns], **{name: getattr(self, name)[:, columns] for name in STAMPS})
 
     def __getitem__(self, rows: slice) -> "Group":
         names = ("step_index", "block_index", "seq", *STAMPS, "bytes")

@@ -176,41 +176,30 @@ def blocked(groups: list[Group], shape: tuple[int, int]) -> Blocked:
         for name in ("peer_wait", "queue", "transfer", "woken", "untold"):
             values = np.add.reduceat(getattr(parts, name), edges, axis=0)
             sums[name][np.ix_(piece.block_index[edges], piece.ranks)] += values
-    whole = [_Whole.of(group) for group in groups]
+    arrived = [np.where(group.whole, group.enqueued_ns.max(1), UNKNOWN) for group in groups]
     for rank in range(shape[1]):
-        block, hidden = _hidden(whole, rank, Waits.of(groups, rank))
+        mine = [(group.on(rank), last) for group, last in zip(groups, arrived, strict=True) if rank in group.ranks]
+        block, hidden = _hidden(mine, rank)
         sums["hidden"][:, rank] = np.bincount(block, weights=hidden, minlength=shape[0])
     return Blocked(**{name: values / 1e9 for name, values in sums.items()})
 
 
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    """Those collectives of a group of which all arrivals are known: which they are (K,), and when the last came."""
+def _hidden(groups: list[tuple[Group, Ints]], rank: int) -> tuple[Ints, Ints]:
+    """Block index and hidden ns of a rank's collectives in order; each adds what was not hidden by those before it.
 
-    group: Group
-    index: NDArray[np.intp]
-    arrived_ns: Ints
-
-    @classmethod
-    def of(cls, group: Group) -> "_Whole":
-        index = np.flatnonzero(group.whole)
-        return cls(group, index, group.enqueued_ns.max(1)[index])
-
-    def under_way(self, rank: int) -> list[Ints]:
-        """Begin, end and block index of those on a rank whose end is known, (3, m) for each column of the rank."""
-        found = []
-        for column in np.flatnonzero(self.group.ranks == rank).tolist():
-            started, finished = (x[self.index, column] for x in (self.group.started_ns, self.group.finished_ns))
-            both = np.stack([np.maximum(self.arrived_ns, started), finished, self.group.block_index[self.index]])
-            found.append(both[:, finished != UNKNOWN])
-        return found
-
-
-def _hidden(groups: list[_Whole], rank: int, waits: Waits) -> tuple[Ints, Ints]:
-    """Block index and hidden ns of a rank's collectives in order; each adds what was not hidden by those before it."""
-    parts = [np.zeros((3, 0), np.int64), *(part for group in groups for part in group.under_way(rank))]
+    Of each group the records of the rank alone, and the last arrivals (K,), UNKNOWN where one of them is.
+    """
+    parts = [np.zeros((3, 0), np.int64), *(_under_way(group, arrived) for group, arrived in groups)]
     found = np.concatenate(parts, axis=1)
     begin, end, block = found[:, np.argsort(found[0], kind="stable")]
     begin, _ = beyond(begin, end, np.array([UNKNOWN]))
     end = np.maximum(begin, end)
+    waits = Waits.of([group for group, _ in groups], rank)
     return block, (end - begin) - (waits.until(end) - waits.until(begin))
+
+
+def _under_way(group: Group, arrived: Ints) -> Ints:
+    """Begin, end and block index of the collectives of one rank whose end and last arrival are known, (3, m)."""
+    started, finished = group.started_ns[:, 0], group.finished_ns[:, 0]
+    known = (finished != UNKNOWN) & (arrived != UNKNOWN)
+    return np.stack([np.maximum(arrived, started), finished, group.block_index])[:, known]
