@@ -111,10 +111,11 @@ def _stretches(groups: list[Group], lanes: Lanes, block: int) -> list[tuple[Sing
         shape = group.enqueued_ns.shape
         found.append((np.full((len(PLACES), *shape), np.nan, np.float32), np.zeros(shape, np.int32)))
         since.append(np.zeros(shape[0], np.int64))
-    on_lane = [Lane(lanes, groups, rank, block) for rank in range(lanes.begin.shape[1])]
+    arrived = [group.enqueued_ns.max(1) for group in groups]
+    on_lane = [Lane(lanes, groups, rank, block, arrived) for rank in range(lanes.begin.shape[1])]
     for lane, which, column, here in _columns(groups, on_lane):
-        arrived = lane.waits.arrived(groups[which].enqueued_ns[here, column])
-        since[which][here] = np.maximum(since[which][here], arrived)
+        known = lane.waits.arrived(groups[which].enqueued_ns[here, column])
+        since[which][here] = np.maximum(since[which][here], known)
     for lane, which, column, here in _columns(groups, on_lane):
         moment, step = groups[which].enqueued_ns[here, column], groups[which].step_index[here]
         spent, begun = found[which]

@@ -97,15 +97,17 @@ class Waits:
         self._before = np.concatenate([[0], np.cumsum(np.maximum(self.end - start, 0))])
 
     @classmethod
-    def of(cls, groups: list[Group], rank: int) -> "Waits":
-        """All waits of a rank, whatever group they are of."""
+    def of(cls, groups: list[Group], rank: int, arrived: list[Ints] | None = None) -> "Waits":
+        """All waits of a rank, whatever group they are of.
+
+        `arrived` is when the last rank came to each collective of each group, (K,); without it `arrived` says 0.
+        """
         found = [np.zeros((3, 0), np.int64)]
-        for group in groups:
-            arrived = group.enqueued_ns.max(1)
+        for group, moments in zip(groups, arrived or [np.zeros_like(group.seq) for group in groups], strict=True):
             for column in np.flatnonzero(group.ranks == rank).tolist():
                 first, last = group.wait_begin_ns[:, column], group.wait_end_ns[:, column]
                 known = (first != UNKNOWN) & (last != UNKNOWN)
-                found.append(np.stack([first[known], last[known], arrived[known]]))
+                found.append(np.stack([first[known], last[known], moments[known]]))
         return cls(*np.concatenate(found, axis=1))
 
     def until(self, moment: Ints) -> Ints:
@@ -126,10 +128,15 @@ class Waits:
 
 
 class Lane:
-    """One rank's column of the lanes in one block, with its waits; `groups` are the block's, steps the run's."""
+    """One rank's column of the lanes in one block, with its waits; `groups` are the block's, steps the run's.
 
-    def __init__(self, lanes: Lanes, groups: list[Group], rank: int, block: int) -> None:
-        self.waits = Waits.of(groups, rank)
+    `arrived` is that of `Waits.of`.
+    """
+
+    def __init__(
+        self, lanes: Lanes, groups: list[Group], rank: int, block: int, arrived: list[Ints] | None = None
+    ) -> None:
+        self.waits = Waits.of(groups, rank, arrived)
         low, high = np.searchsorted(lanes.block_index, [block, block + 1]).tolist()
         self._low = low
         self._begin, self._end = (np.ascontiguousarray(x[low:high, rank]) for x in (lanes.begin, lanes.end))
@@ -141,17 +148,25 @@ class Lane:
         self._unrecorded = np.maximum(lanes.comm[low:high, rank] - recorded, 0.0)
         self._unrecorded_before = np.cumsum(self._unrecorded) - self._unrecorded
         self._gaps = np.cumsum(lanes.before[:, low:high, rank], 1)
+        self._next_gap = np.diff(self._gaps, axis=1, append=self._gaps[:, -1:])
+        self._gap_length = np.maximum(self._next_gap.sum(0), 1)
 
     def into_step(self, moment: Ints, step: NDArray[np.intp]) -> Floats:
         """How much of each phase of PROGRAM of that step lies before each moment, (5, m) ns."""
-        step = step - self._low
-        clock, unrecorded = self._clock(moment, step)
-        return np.clip(clock - unrecorded - self._edges[:, step], 0.0, self._phases[:, step])
+        at = step - self._low
+        return self._into(at, *self._clock(moment, at, self.waits.until(moment)))
 
-    def _clock(self, moment: Ints, step: NDArray[np.intp]) -> tuple[Floats, Floats]:
-        """Time outside recorded waits since the begin of a step of this block, and what of it was waiting, (m,) ns."""
-        clock = (moment - self._begin[step]) - (self.waits.until(moment) - self._waited[step])
-        return clock, np.clip(clock - self._edges[1, step], 0.0, self._unrecorded[step])
+    def _into(self, at: NDArray[np.intp], clock: Floats, unrecorded: Floats) -> Floats:
+        phases: Floats = np.minimum(np.maximum(clock - unrecorded - self._edges[:, at], 0.0), self._phases[:, at])
+        return phases
+
+    def _clock(self, moment: Ints, at: NDArray[np.intp], waited: Ints) -> tuple[Floats, Floats]:
+        """Time outside recorded waits since the begin of a step of this block, and what of it was waiting, (m,) ns.
+
+        `waited` is what was spent in waits before each moment.
+        """
+        clock = (moment - self._begin[at]) - (waited - self._waited[at])
+        return clock, np.minimum(np.maximum(clock - self._edges[1, at], 0.0), self._unrecorded[at])
 
     def between(self, since: Ints, moment: Ints, step: NDArray[np.intp]) -> tuple[Floats, NDArray[np.intp]]:
         """What the rank did in each place from `since` (0: its block's begin) to each moment of a step.
@@ -166,15 +181,13 @@ class Lane:
 
     def _done(self, moment: Ints, step: NDArray[np.intp]) -> Floats:
         """What has been done in each place since the block's begin, up to moments in a step or behind it, (9, m) ns."""
-        at = step - self._low
-        unrecorded = self._unrecorded_before[at] + self._clock(moment, at)[1]
-        phases = self._phases_before[:, at] + self.into_step(moment, step)
-        after = np.minimum(at + 1, self._begin.size - 1)
-        gap = self._gaps[:, after] - self._gaps[:, at]
+        at, waited = step - self._low, self.waits.until(moment)
+        clock, unrecorded = self._clock(moment, at, waited)
+        phases = self._phases_before[:, at] + self._into(at, clock, unrecorded)
         # In what order the parts of a gap come is not known.
-        part = np.clip((moment - self._end[at]) / np.maximum(gap.sum(0), 1), 0, 1)
-        waits = unrecorded + self.waits.until(moment)
-        return np.concatenate([phases, self._gaps[:, at] + part * gap, waits[None]])
+        part = np.minimum(np.maximum(moment - self._end[at], 0) / self._gap_length[at], 1)
+        gaps = self._gaps[:, at] + part * self._next_gap[:, at]
+        return np.concatenate([phases, gaps, (self._unrecorded_before[at] + unrecorded + waited)[None]])
 
 
 @dataclass(frozen=True, slots=True)
