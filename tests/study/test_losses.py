@@ -99,6 +99,16 @@ def test_late_begins_with_the_rank_that_cost_most(tmp_path: Path) -> None:
     assert [(one.rank, round(1e3 * one.rank_s)) for one in row.late] == [(1, 60), (0, 70), (1, 50)]
 
 
+def test_what_was_injected_is_no_defect_of_the_account(tmp_path: Path) -> None:
+    def sleepy(rank: int, _step: int, phase: str) -> simulated.Cost | None:
+        return simulated.asleep(100 * MS) if (rank, phase) == (1, "backward") else None
+
+    config = {"inject": "rank=1,phase=backward,delay=100ms"}
+    text = " ".join(one.text for one in said(simulated.study(tmp_path, 2, extra=sleepy, config=config)))
+    assert re.search(r"Of other, \d+\.\d % of N\*T_N was injected\.", text)
+    assert "above 5 %" not in text
+
+
 def test_what_one_rank_does_alone_is_named(tmp_path: Path) -> None:
     text = " ".join(
         one.text for one in said(simulated.study(tmp_path, 4, validates={(0, i): 80 * MS for i in range(8)}))

@@ -4,6 +4,7 @@ import io
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 import simulated
 import synthetic
@@ -99,11 +100,25 @@ def test_with_one_backend_its_next_comm(tmp_path: Path) -> None:
     assert one.text.endswith("as ddp gloo: 6.5 ms a step less transfer.")
 
 
-def test_equal_ones_are_said_to_be_and_undecided_ones_are_not_spoken_of(tmp_path: Path) -> None:
+def test_equal_ones_are_said_to_be_and_ranges_of_few_blocks_are_not_spoken_of(tmp_path: Path) -> None:
     assert [one.text for one in said(write(tmp_path / "6", (DDP, FAST), (HOROVOD, FAST)))] == [
         "On 4 ranks ddp gloo and horovod mpi are equally fast within 5%."
     ]
     assert said(write(tmp_path / "5", (DDP, FAST), (FSDP, SLOW), blocks=5)) == []
+
+
+def test_undecided_ones_are_said_to_be(tmp_path: Path) -> None:
+    found = comparison(write(tmp_path, (DDP, FAST), (HOROVOD, FAST)))
+    speed = Difference(
+        estimate=Spread(median=1, low=0.8, high=1.25),
+        verdict=Verdict(verdict="undecided", margin=0.05, more_blocks=9),
+    )
+    pairs = [msgspec.structs.replace(pair, speed=speed) for pair in found.pairs]
+    (one,) = rivalry(msgspec.structs.replace(found, pairs=pairs))
+    assert one.text == (
+        "On 4 ranks ddp gloo and horovod mpi cannot be told apart: 0.80 to 1.25 times as fast; about 9 more blocks "
+        "would tell."
+    )
 
 
 def difference(seconds: float, verdict: VerdictName) -> Difference:

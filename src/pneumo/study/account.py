@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 BLOCKED = ("peer_wait", "queue", "transfer")
 TERMS = (*BLOCKED, "data_stall", "off_cpu", "replicated", "slower_on_cpu", "other")
+INJECTED = "injected sleep"  # an item of other
 NO_SHARES = "no serial steps of the share's size were timed, so replicated and slower on CPU are not told apart"
 
 
@@ -251,7 +252,7 @@ def _items(
             "waits without a record": growth(ours.wall["comm"] - waits.recorded, theirs.wall["comm"]),
             "waits on collectives with lost records": waits.untold,
             **{name: growth(ours.idle[name], theirs.idle[name]) for name in ours.idle},
-            **({"injected sleep": _injected(ours, theirs, growth, put)} if put else {}),
+            **({INJECTED: _injected(ours, theirs, growth, put)} if put else {}),
         },
     }
 

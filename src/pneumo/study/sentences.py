@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pneumo.study.account import NO_SHARES, Account
+from pneumo.study.account import INJECTED, NO_SHARES, Account
 from pneumo.study.cells import decimals, name_of
 from pneumo.study.common_clock import duration
 from pneumo.study.late import by_rank
@@ -182,8 +182,10 @@ def _defects(row: Row, whole: float, account: Account | None) -> Iterable[Senten
         yield _say(
             row, f"{share:+.1f} % of N*T_N is explained by no measurement (above 1 %).", residual_rank_s=residual
         )
-    if abs(other) > OTHER_LIMIT * whole:
-        parts = {name: float(x.sum()) for name, x in account.items.get("other", {}).items()} if account else {}
+    parts = {name: float(x.sum()) for name, x in account.items.get("other", {}).items()} if account else {}
+    if (injected := parts.pop(INJECTED, 0.0)) > OTHER_LIMIT * whole:
+        yield _say(row, f"of other, {100 * injected / whole:.1f} % of N*T_N was injected.", injected=injected)
+    if abs(other := other - injected) > OTHER_LIMIT * whole:
         most = max(parts, key=lambda name: abs(parts[name]), default=None)
         which = f": {most} {100 * parts[most] / whole:+.1f} %" if most else ""
         yield _say(row, f"other is {100 * other / whole:+.1f} % of N*T_N (above 5 %){which}.", other=other)
@@ -197,7 +199,7 @@ def _records(row: Row, account: Account) -> Iterable[Sentence]:
 
 
 def rivalry(found: Rivals) -> list[Sentence]:
-    """How the fastest run compares with the fastest of each other backend, and by what; where that is decided.
+    """How the fastest run compares with the fastest of each other backend, and by what; or that it is not decided.
 
     With the runs of one backend only: how it compares with the next one. The figures are those of the pair.
     """
@@ -222,7 +224,12 @@ def _rivals(ours: Figures, theirs: Figures, pair: Pair, where: str) -> Iterable[
     if verdict.verdict == "equivalent":
         text = f"{where} {names[0]} and {names[1]} are equally fast within {verdict.margin:.0%}."
         yield Sentence(text, ours.run, figures)
-    elif verdict.verdict != "undecided":
+    elif verdict.verdict == "undecided":
+        if pair.interval_kind == "interval":
+            more = f"; about {verdict.more_blocks} more blocks would tell" if verdict.more_blocks else ""
+            text = f"{where} {names[0]} and {names[1]} cannot be told apart: {speed.low:.2f} to {speed.high:.2f} times"
+            yield Sentence(f"{text} as fast{more}.", ours.run, figures)
+    else:
         times = f"{speed.median:.2f} ({speed.low:.2f} to {speed.high:.2f}) times as fast as"
         why = _why(pair, verdict.verdict)
         told = ", ".join(_less_or_more(part, why) for part in why if part != "off_cpu_s")
