@@ -93,10 +93,15 @@ def _rank(text: str, value: str) -> int | None:
     return None if value == "all" else int(value)
 
 
-def _delay(text: str, value: str) -> float:
+def read_delay(value: str) -> float | None:
+    """The seconds of a delay such as 20ms; None where it is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(us|ms|s)", value)
-    found = float(match[1]) * _UNITS[match[2]] if match else -1.0
-    if not 0 <= found <= MOST_S:
+    return float(match[1]) * _UNITS[match[2]] if match else None
+
+
+def _delay(text: str, value: str) -> float:
+    found = read_delay(value)
+    if found is None or found > MOST_S:
         raise Refused(f"--inject {text}: a delay is at most 60 s, with us, ms or s, as in 20ms.")
     return found
 

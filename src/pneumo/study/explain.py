@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pneumo.inject import read_delay
 from pneumo.study import breakdown
 from pneumo.study.account import Account, Reference, make_account, share_cost
 from pneumo.study.breakdown import Columns, select
@@ -162,13 +163,7 @@ def injected(config: Mapping[str, Any], kind: str = "train") -> dict[tuple[int |
         if fields.get("cause") in (None, "sleep") and fields.get("phase") in phases:
             rank = None if fields.get("rank") in (None, "all") else int(fields["rank"])
             key = rank, phases[str(fields["phase"])]
-            found[key] = found.get(key, 0.0) + _seconds(fields.get("delay_s") or fields.get("delay") or 0.0)
+            delay = fields.get("delay_s") or fields.get("delay") or 0.0
+            with_unit = read_delay(str(delay))
+            found[key] = found.get(key, 0.0) + (float(delay) if with_unit is None else with_unit)
     return found
-
-
-def _seconds(delay: float | str) -> float:
-    """A delay in seconds, or with its unit as on the command line."""
-    if not isinstance(delay, str):
-        return float(delay)
-    unit = next((unit for unit in ("us", "ms", "s") if delay.endswith(unit)), "")
-    return float(delay.removesuffix(unit)) * {"us": 1e-6, "ms": 1e-3}.get(unit, 1.0)

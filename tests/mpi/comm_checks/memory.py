@@ -199,7 +199,7 @@ def check_calls_leave_nothing_behind_while_a_receive_is_open(ranks: Ranks) -> No
     """A receive may stay open as long as the group does, and must not keep what was called after it."""
     if ranks.size == 1:
         return
-    mail, stop = torch.zeros(1), (ranks.rank + 1) % ranks.size
+    mail, following = torch.zeros(1), (ranks.rank + 1) % ranks.size
     listening = dist.irecv(mail, (ranks.rank - 1) % ranks.size, group=ranks.pneumo)
     tensor = torch.ones(1)
     grown = []
@@ -208,6 +208,6 @@ def check_calls_leave_nothing_behind_while_a_receive_is_open(ranks: Ranks) -> No
         for _ in range(5000):
             dist.all_reduce(tensor, group=ranks.pneumo, async_op=True).wait()
         grown.append(psutil.Process().memory_info().rss - before)
-    dist.send(mail, stop, group=ranks.pneumo)
+    dist.send(mail, following, group=ranks.pneumo)
     listening.wait()
     assert min(grown) < 5000 * 100, grown
